@@ -1,0 +1,43 @@
+# `make` lists the targets. Everything runs in .venv, which `make install` (and any other target) makes.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+DEMO := runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(VENV)/installed ## make .venv and install everything into it
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --progress-bar on -e '.[java,scenes,wandb,dev]'
+	@touch $@
+
+demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few minutes on a laptop's CPU
+	@$(RUN) -m src.prepare scenes
+	@test -f $(DEMO)/finished.json || $(RUN) -m src.train experiments=demo ckpt=last
+	@echo; echo "Captions of pictures that it has never seen (where each word looked: $(DEMO)/attention):"
+	@$(RUN) -m src.caption --model $(DEMO)/bundle --attention $(DEMO)/attention $$(cut -f1 data/scenes/test.tsv | uniq | head -5 | sed 's#^#data/scenes/#')
+	@$(RUN) -m src.evaluate model=$(DEMO)/bundle data=scenes split=test output=$(DEMO)/eval/test reuse=true
+	@echo; echo "Caption your own picture:  $(RUN) -m src.caption --model $(DEMO)/bundle YOUR_PICTURE.jpg"
+	@echo "It knows drawings only; for photographs, train on your own TSV (README.md)."
+
+test: $(VENV)/installed ## the fast suite, with real METEOR
+	$(RUN) -m pytest -m 'not slow and not flickr8k'
+
+test-slow: $(VENV)/installed ## everything, also what takes minutes or needs FLICKR8K=<folder>
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove what was made: runs, caches, built-in data (not .venv)
+	rm -rf runs cache data outputs multirun

@@ -1,0 +1,144 @@
+"""Save and load one self-contained captioner directory; read the same from a checkpoint. Neither runs pickled code."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from src.data.vocabulary import Vocabulary
+from src.model import CaptioningModel, build
+
+PARTS = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "generation")
+"""The parts of a run's config that a caption depends on."""
+
+
+class BundleError(ValueError):
+    """A directory or file that holds no captioner; the message says what is missing or wrong."""
+
+
+class Bundle(NamedTuple):
+    model: CaptioningModel
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+    """PARTS, and `provenance`: what is known of the training."""
+
+
+def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's config goes into a bundle or checkpoint."""
+    return {**{part: config.get(part) for part in PARTS}, "provenance": dict(provenance)}
+
+
+def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | None = None) -> None:
+    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once) and a model card. It appears
+    whole or not at all."""
+    directory = Path(directory)
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / "config.yaml").write_text(
+        yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
+    bundle.vocabulary.save(partial / "vocabulary.json")
+    save_file(_untied(bundle.model.state_dict()), partial / "model.safetensors")
+    (partial / "README.md").write_text(_card(bundle, scores or {}), encoding="utf-8")
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(partial, directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict in which tensors that share memory occur once, under their first name."""
+    kept: dict[int, str] = {}
+    result = {}
+    for name, tensor in state.items():
+        if kept.setdefault(tensor.data_ptr(), name) == name or tensor.numel() == 0:
+            result[name] = tensor.contiguous()
+    return result
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Load a bundle directory or a Lightning checkpoint (`.ckpt`), ready for inference on the CPU.
+
+    Raises:
+        BundleError: something is missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "config.yaml").exists() and (path / "bundle" / "config.yaml").exists():
+            path = path / "bundle"  # a run's folder stands for its bundle
+        for name in ("config.yaml", "vocabulary.json", "model.safetensors"):
+            if not (path / name).exists():
+                raise BundleError(
+                    f"{path}: no captioner here ({name} is missing); give a bundle/ directory or a .ckpt file"
+                )
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            state = load_file(path / "model.safetensors")
+        except (yaml.YAMLError, SafetensorError) as error:
+            raise BundleError(f"{path}: damaged ({error}); copy or train it again") from error
+        vocabulary = Vocabulary.load(path / "vocabulary.json")
+    elif path.is_file():
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            config, vocabulary = checkpoint["config"], Vocabulary.from_dict(checkpoint["vocabulary"])
+            state = {
+                name.removeprefix("model."): tensor
+                for name, tensor in checkpoint["state_dict"].items()
+                if name.startswith("model.")
+            }
+        except Exception as error:  # torch, zip and pickle raise many kinds
+            raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
+    else:
+        raise BundleError(f"model={path}: no such file or directory; give a bundle/ directory or a .ckpt file")
+    if not isinstance(config, dict) or not all(part in config for part in PARTS):
+        raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
+    model = build(_without_weights(config), vocabulary)
+    result = model.load_state_dict(state, strict=False)
+    own = model.state_dict()
+    tied = {own[name].data_ptr() for name in state if name in own}
+    missing = [name for name in result.missing_keys if own[name].data_ptr() not in tied]
+    if missing or result.unexpected_keys:
+        raise BundleError(
+            f"{path}: weights do not fit its config ({len(missing)} missing, {len(result.unexpected_keys)} unknown: "
+            f"{(missing + result.unexpected_keys)[:2]})"
+        )
+    model.encoder.backbone.weights_used = config["provenance"].get("encoder_weights", "unknown")
+    return Bundle(model.eval(), vocabulary, config)
+
+
+def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config, in which the backbone looks for no weights: the bundle brings them."""
+    config = copy.deepcopy(config)
+    config["encoder"]["backbone"]["weights"] = "random"
+    return config
+
+
+def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
+    provenance = bundle.config["provenance"]
+    lines = [
+        "# Image captioner",
+        "",
+        f"Trained with Captionary {provenance.get('version', '')}. Caption pictures with it from the project's root:",
+        "",
+        "    python -m src.caption --model THIS_DIRECTORY photo.jpg",
+        "",
+        f"- Words: {len(bundle.vocabulary)}, tokenizer `{bundle.config['tokenizer']['_target_'].split('.')[-1]}`",
+        f"- Parameters: {sum(p.numel() for p in bundle.model.parameters()):,}",
+        *(f"- {key.replace('_', ' ').capitalize()}: {value}" for key, value in provenance.items()),
+    ]
+    if scores:
+        lines += ["", "| score | value |", "| --- | --- |"]
+        lines += [f"| {key} | {json.dumps(value)} |" for key, value in scores.items()]
+    return "\n".join([*lines, ""])

@@ -1,0 +1,113 @@
+"""What every Hydra entry point shares: where configs are found, what a run is called, and plain values from them."""
+
+import hashlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+log = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = str(ROOT / "conf")
+
+
+class ExperimentsPath(SearchPathPlugin):
+    """Makes `experiments/`, beside `conf/`, a config group from any working folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("captionary", f"file://{ROOT}")
+
+
+NOT_IN_NAME = ("name", "ckpt", "experiments", "data", "trainer", "logger", "callbacks", "hydra", "evaluate_splits")
+
+
+def run_name() -> str:
+    """A run's folder below `runs/`, from its experiment (or data) and its overrides, so that a second call of the same
+    command finds it; overrides that do not change what is learned are left out."""
+    if not HydraConfig.initialized():
+        return "unnamed"
+    hydra = HydraConfig.get()
+    choices = hydra.runtime.choices
+    base = str(choices.get("experiments") or choices.get("data") or "run")
+    parts = []
+    for override in sorted(hydra.overrides.task):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key.split(".")[0].split("/")[0] in NOT_IN_NAME and not key.startswith("data."):
+            continue
+        if key in ("data.workers", "data.cache_dir", "data.verify"):
+            continue
+        parts.append(f"{key}={Path(value).name if '/' in value else value}")
+    name = ",".join([base, *parts])
+    slug = re.sub(r"[^\w=,.+/-]+", "_", name)
+    if len(slug) > 160:
+        slug = f"{slug[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+    return slug
+
+
+def setup() -> None:
+    """Register what the configs use. Called on import; harmless twice."""
+    Plugins.instance().register(ExperimentsPath)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
+
+
+setup()
+
+
+def plain(config: Any) -> Any:
+    """An OmegaConf node as plain dicts and lists, resolved."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def precision(wanted: str, device: str) -> str:
+    """Lightning's precision for `auto`: bf16 where the hardware has it, fp16 on older GPUs, else float32."""
+    if wanted != "auto":
+        return wanted
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    if device == "cpu":
+        flags = Path("/proc/cpuinfo")
+        native = flags.exists() and re.search(r"avx512_bf16|amx_bf16|\bbf16\b", flags.read_text())
+        return "bf16-mixed" if native else "32-true"
+    return "32-true"
+
+
+def autocast_dtype(name: str) -> torch.dtype | None:
+    """The type that Lightning's precision `name` computes in under autocast; None for full precision."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(name)
+
+
+def device() -> str:
+    """The fastest kind of device here: cuda, mps or cpu."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Turn what a user can mend (a ValueError, a missing file, a full disk) into one sentence, not a traceback."""
+
+    def wrapped(config: DictConfig) -> Any:
+        try:
+            return main(config)
+        except (ValueError, OSError) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            log.debug("", exc_info=True)
+            sys.exit(f"error: {error}")
+
+    wrapped.__name__, wrapped.__doc__, wrapped.__module__ = main.__name__, main.__doc__, main.__module__
+    return wrapped

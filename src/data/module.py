@@ -1,0 +1,333 @@
+"""TSV → batches. With `src/training.py` this is a batch's whole way from disk to loss."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.data.features import cached_features
+from src.data.tokenizer import Tokenizer
+from src.data.transforms import Preprocess
+from src.data.tsv import Captions, read_tsv, split_by_image, write_skipped
+from src.data.vocabulary import PAD, Vocabulary
+from src.encoders.base import Encoder
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+class Batch(NamedTuple):
+    """B images with up to Q captions each. Ragged Q and T are padded and masked."""
+
+    images: Tensor
+    """(B, 3, H, W) uint8 pixels, or (B, R, D) cached regions."""
+    index: Tensor  # type: ignore[assignment]
+    """(B,) each image's row in its split."""
+    tokens: Tensor
+    """(B, Q, T) ids: BOS … EOS, padding."""
+    mask: Tensor
+    """(B, Q, T) True on real tokens."""
+    prefix: Tensor
+    """(B, Q) how many of the first tokens are given rather than predicted: 1, the BOS, or more with control tokens."""
+    references: list[list[str]]
+    """The images' captions as strings, for objectives that need them."""
+
+
+class CaptionedImages(Dataset[Batch]):
+    """One split: images, and their captions as ids in one flat buffer with offsets."""
+
+    def __init__(
+        self,
+        captions: Captions,
+        root: Path,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
+        longest: int,
+    ) -> None:
+        self.root, self.preprocess = root, preprocess
+        self.images, self.captions = captions.images, captions.captions
+        encoded = [vocabulary.encode(tokenizer.tokens(text)[:longest]) for texts in captions.captions for text in texts]
+        self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
+        self.offsets = np.cumsum([0, *map(len, encoded)])
+        self.first_caption = np.cumsum([0, *map(len, captions.captions)])
+        self.features: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, items: Sequence[tuple[int, Sequence[int]]]) -> Batch:
+        """Items (image, which of its captions) → a whole Batch: nothing is collated caption by caption."""
+        index = [image for image, _ in items]
+        if self.features is not None:
+            images = torch.from_numpy(self.features[index])
+        else:
+            images = torch.stack([self.preprocess.open(self.root / self.images[i]) for i in index])
+        rows = [[self.first_caption[image] + caption for caption in captions] for image, captions in items]
+        width = max(map(len, rows))
+        lengths = np.zeros((len(rows), width), np.int64)
+        for b, captions in enumerate(rows):
+            lengths[b, : len(captions)] = self.offsets[np.add(captions, 1)] - self.offsets[captions]
+        tokens = np.full((len(rows), width, lengths.max()), PAD, np.int64)
+        for b, captions in enumerate(rows):
+            for q, caption in enumerate(captions):
+                tokens[b, q, : lengths[b, q]] = self.tokens[self.offsets[caption] : self.offsets[caption + 1]]
+        mask = np.arange(tokens.shape[-1]) < lengths[..., None]
+        return Batch(
+            images,
+            torch.tensor(index),
+            torch.from_numpy(tokens),
+            torch.from_numpy(mask),
+            torch.ones(len(rows), width, dtype=torch.long),
+            [self.captions[i] for i in index],
+        )
+
+
+class TrainingOrder(Sampler[list[tuple[int, list[int]]]]):
+    """Which captions come when: a function of (seed, epoch, step, rank, world) alone, so that a resumed run sees what
+    an uninterrupted one would have. Every caption once an epoch: an image's captions are shuffled, cut into groups of
+    `captions_per_image`, and the groups shuffled. All ranks take equally many steps.
+
+    Args:
+        captions: how many captions each image has.
+        batch_size: images (groups) a batch and rank.
+        captions_per_image: captions of an image that are learned from together.
+        seed: of the whole order.
+        rank: of this process.
+        world: number of processes.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[int],
+        batch_size: int,
+        captions_per_image: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.captions, self.batch_size, self.seed = captions, batch_size, seed
+        self.captions_per_image, self.rank, self.world = captions_per_image, rank, world
+        self.epoch = 0
+        self.start = 0  # the step that the next epoch begins with, when one is resumed in its middle
+        groups = sum(-(-count // captions_per_image) for count in captions)
+        whole, rest = divmod(groups, batch_size * world)
+        self.steps = whole + (rest >= world)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before every epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        groups = []
+        for image, count in enumerate(self.captions):
+            order = rng.permutation(count).tolist()
+            groups += [
+                (image, order[i : i + self.captions_per_image]) for i in range(0, count, self.captions_per_image)
+            ]
+        order = rng.permutation(len(groups))
+        every = self.batch_size * self.world
+        start, self.start = self.start, 0
+        for step in range(start, self.steps):
+            chunk = order[step * every : (step + 1) * every]
+            chunk = chunk[: len(chunk) // self.world * self.world]
+            yield [groups[i] for i in chunk[self.rank :: self.world]]
+
+
+class EvaluationOrder(Sampler[list[tuple[int, list[int]]]]):
+    """Every image once, in order, with all its captions; rank r takes images r, r + world, …"""
+
+    def __init__(self, captions: Sequence[int], batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.items = [(image, list(range(count))) for image, count in enumerate(captions)][rank::world]
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.items) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:
+        for start in range(0, len(self.items), self.batch_size):
+            yield self.items[start : start + self.batch_size]
+
+
+class CaptionData(lightning.LightningDataModule):
+    """A data set in TSV form (`img_path<TAB>caption`), its vocabulary, and its loaders.
+
+    Args:
+        root: the folder that image paths and the TSVs are relative to.
+        train, val, test: TSV files; any may be None. Only `train` and `split` given: one file, split by image.
+        split: fractions (train, val, test) for one file, by image, seeded.
+        preprocess: how a picture becomes pixels.
+        tokenizer: how a caption becomes words.
+        min_count, max_size: limits of the vocabulary, built from the training captions only.
+        vocabulary: one that exists already, instead.
+        batch_size: images a training batch; each comes with up to `captions_per_image` captions.
+        captions_per_image: captions of an image that are learned from together; None means all.
+        max_tokens: longer training captions are cut there.
+        eval_batch_size: images an evaluation batch.
+        workers: loading processes; features from the cache need none.
+        verify: none, exists or decode: how images are checked.
+        on_bad_row: error, or skip (counted, and listed in `skipped.tsv`).
+        cache_dir: where verified images and cached features are remembered.
+        seed: of the split and of the order.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        split: Sequence[float] | None = None,
+        min_count: int = 5,
+        max_size: int | None = None,
+        vocabulary: Vocabulary | None = None,
+        batch_size: int = 32,
+        captions_per_image: int | None = None,
+        max_tokens: int = 40,
+        eval_batch_size: int = 64,
+        workers: int = 0,
+        verify: str = "exists",
+        on_bad_row: str = "error",
+        cache_dir: str | Path = "cache",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.root, self.cache_dir = Path(root), Path(cache_dir)
+        self.preprocess, self.tokenizer = preprocess, tokenizer
+        self.batch_size, self.eval_batch_size, self.captions_per_image = batch_size, eval_batch_size, captions_per_image
+        self.max_tokens, self.workers, self.seed = max_tokens, workers, seed
+        self.verify, self.on_bad_row = verify, on_bad_row
+        files = {"train": train, "val": val, "test": test}
+        self.tables: dict[str, Captions] = {}
+        if split is not None:
+            given = [name for name, file in files.items() if file]
+            if given != ["train"]:
+                raise ValueError(
+                    f"data.split divides one file: give data.train alone, not {', '.join(given) or 'none'}"
+                )
+            parts = split_by_image(self._read(str(train)), list(split), seed)
+            self.tables = {name: part for name, part in zip(SPLITS, parts, strict=False) if part.images}
+        else:
+            self.tables = {name: self._read(file) for name, file in files.items() if file}
+        if not self.tables:
+            raise ValueError(
+                "data: no TSV given; set data.train=FILE (and data.val, data.test, or data.split=[0.9,0.05,0.05])"
+            )
+        if vocabulary is None:
+            if "train" not in self.tables:
+                raise ValueError("data.train is not set: the vocabulary is built from the training captions")
+            words = (tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
+            vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+        self.vocabulary = vocabulary
+        self._splits: dict[str, CaptionedImages] = {}
+        self._training: BatchLoader | None = None
+        self._resume_at = 0
+
+    def _read(self, file: str) -> Captions:
+        path = self.root / file
+        table = read_tsv(
+            path, self.root, on_bad_row=self.on_bad_row, verify=self.verify, cache_dir=self.cache_dir / "verified"
+        )
+        if table.skipped:
+            write_skipped(self.cache_dir / f"{path.stem}.skipped.tsv", table.skipped)
+        return table
+
+    def images(self, name: str) -> CaptionedImages:
+        """The split `name`, tokenized on first use.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if name not in self.tables:
+            raise ValueError(f"split={name}: this data has {', '.join(self.tables)}; set data.{name}=FILE")
+        if name not in self._splits:
+            self._splits[name] = CaptionedImages(
+                self.tables[name], self.root, self.preprocess, self.tokenizer, self.vocabulary, self.max_tokens
+            )
+        return self._splits[name]
+
+    def cache_features(
+        self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], **options: Any
+    ) -> None:
+        """From now on read a frozen backbone's features from the cache, building what it lacks: `cached_features`."""
+        for name in names:
+            split = self.images(name)
+            split.features = cached_features(
+                encoder,
+                backbone_config,
+                self.root,
+                split.images,
+                self.preprocess,
+                self.cache_dir / "features",
+                **options,
+            )
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _loader(self, split: CaptionedImages, order: Sampler[Any]) -> "BatchLoader":
+        workers = 0 if split.features is not None else self.workers
+        return BatchLoader(
+            split,
+            batch_size=None,  # the order gives whole batches
+            sampler=order,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> "BatchLoader":
+        split = self.images("train")
+        counts = [len(captions) for captions in split.captions]
+        together = self.captions_per_image or max(counts)
+        order = TrainingOrder(counts, self.batch_size, together, self.seed, *self._world())
+        order.start, self._resume_at = self._resume_at, 0
+        self._training = self._loader(split, order)
+        return self._training
+
+    # Lightning keeps these in checkpoints and restores them before it asks for the loader: a run that was stopped in
+    # the middle of an epoch goes on there.
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self._training.done % len(self._training) if self._training else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume_at = state_dict["done"]
+
+    def evaluation_dataloader(self, name: str) -> "BatchLoader":
+        """Every image of a split once, with all its captions."""
+        split = self.images(name)
+        order = EvaluationOrder([len(c) for c in split.captions], self.eval_batch_size, *self._world())
+        return self._loader(split, order)
+
+    def val_dataloader(self) -> "list[BatchLoader]":
+        return [self.evaluation_dataloader("val")] if "val" in self.tables else []
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class BatchLoader(DataLoader[Batch]):
+    """A DataLoader that knows how many batches of its epoch it has given out."""
+
+    done = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.done = getattr(self.sampler, "start", 0)
+        for batch in super().__iter__():
+            self.done += 1
+            yield batch

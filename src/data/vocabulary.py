@@ -1,0 +1,154 @@
+"""Words ↔ ids."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+PAD, BOS, EOS, UNK = range(4)
+
+
+class Vocabulary:
+    """The words a model knows, with the specials `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3 before them.
+
+    A caption in which a special is written out (`<eos>`) has an unknown word there, never the special.
+
+    Attributes:
+        words: of every id, specials first.
+        counts: how often each was seen in training; the one of `<unk>` is of all tokens left out.
+
+    Args:
+        words, counts: as above, equally long.
+
+    Raises:
+        ValueError: they are not a vocabulary.
+    """
+
+    def __init__(self, words: Sequence[str], counts: Sequence[int]) -> None:
+        self.words, self.counts = list(words), list(counts)
+        if tuple(self.words[: len(SPECIALS)]) != SPECIALS:
+            raise ValueError(f"the first words are {self.words[: len(SPECIALS)]}, not {' '.join(SPECIALS)}")
+        if len(self.words) == len(SPECIALS):
+            raise ValueError("there is no word but the specials")
+        if len(self.words) != len(self.counts):
+            raise ValueError(f"{len(self.words)} words, but {len(self.counts)} counts")
+        for id_, word in enumerate(self.words):
+            if not isinstance(word, str) or not word:
+                raise ValueError(f"word {id_} is {word!r}, not a word")
+        for id_, count in enumerate(self.counts):
+            if type(count) is not int or count < 0:
+                raise ValueError(f"count {id_} ({self.words[id_]!r}) is {count!r}, not a whole number")
+        self.index = {word: id_ for id_, word in enumerate(self.words) if id_ >= len(SPECIALS)}
+        if len(set(self.words)) != len(self.words):
+            twice = Counter(self.words).most_common(1)[0][0]
+            raise ValueError(f"the word {twice!r} is there more than once")
+
+    @classmethod
+    def build(
+        cls, token_lists: Iterable[Sequence[str]], min_count: int = 5, max_size: int | None = None
+    ) -> "Vocabulary":
+        """The vocabulary of training captions, by falling count, then alphabetically (code points).
+
+        Args:
+            token_lists: the tokens of each caption.
+            min_count: words seen less often are left out.
+            max_size: how many words at most, specials not counted.
+
+        Raises:
+            ValueError: no word is left, or a limit is below 1.
+        """
+        if min_count < 1 or (max_size is not None and max_size < 1):
+            raise ValueError(f"min_count={min_count}, max_size={max_size}: 1 or more, or max_size null")
+        seen: Counter[str] = Counter()
+        for tokens in token_lists:
+            seen.update(tokens)
+        ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+        kept = [(word, n) for word, n in ranked if n >= min_count and word not in SPECIALS][:max_size]
+        if not kept:
+            if not ranked:
+                raise ValueError("the training captions have no words: is the tokenizer for their language?")
+            word, most = ranked[0]
+            raise ValueError(
+                f"no word of the training captions occurs {min_count} times or more (the most frequent, "
+                f"{word!r}, {most} times): lower min_count"
+            )
+        unknown = seen.total() - sum(n for _, n in kept)
+        return cls([*SPECIALS, *(word for word, _ in kept)], [0, 0, 0, unknown, *(n for _, n in kept)])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, specials included."""
+        return len(self.words)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the training tokens that are not `<unk>`, in [0, 1]."""
+        return 1 - self.counts[UNK] / (sum(self.counts) or 1)
+
+    def summary(self) -> str:
+        """One line for a log."""
+        return (
+            f"vocabulary: {len(self.index):,} words, {self.coverage:.2%} of {sum(self.counts):,} "
+            f"training tokens; the rarest was seen {self.counts[-1]} times"
+        )
+
+    def encode(self, tokens: Iterable[str], add_bos_eos: bool = True) -> list[int]:
+        """Words → ids, `<unk>` for what is not known; between BOS and EOS unless told otherwise."""
+        ids = [self.index.get(token, UNK) for token in tokens]
+        return [BOS, *ids, EOS] if add_bos_eos else ids
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        """Ids → words up to the first EOS, specials dropped, `<unk>` among them."""
+        words = []
+        for id_ in map(int, ids):
+            if id_ == EOS:
+                break
+            if not 0 <= id_ < len(self.words):
+                raise ValueError(f"id {id_}: the vocabulary has ids 0 … {len(self.words) - 1}")
+            if id_ >= len(SPECIALS):
+                words.append(self.words[id_])
+        return words
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for a checkpoint."""
+        return {"words": self.words, "counts": self.counts}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Vocabulary":
+        """The opposite of `to_dict`.
+
+        Raises:
+            ValueError: it is not what `to_dict` gave.
+        """
+        if not isinstance(plain, Mapping):
+            raise ValueError(f"expected an object with words and counts, not a {type(plain).__name__}")
+        for key in ("words", "counts"):
+            if not isinstance(plain.get(key), list):
+                raise ValueError(f"{key!r} is missing, or no list")
+        return cls(plain["words"], plain["counts"])
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON, one word a line."""
+        path = Path(path)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: the file is damaged or was edited into something else; names the file and the fault.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:  # JSON's and Unicode's errors are ValueErrors too
+            raise ValueError(f"{path}: no vocabulary: {error}; copy or train the captioner again") from error

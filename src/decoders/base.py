@@ -1,0 +1,98 @@
+"""What every decoder shares: the word table, the output layer, and the contract that training and search rely on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from src.embeddings.learned import LearnedEmbedding
+from src.encoders.base import Features
+
+Tree = TypeVar("Tree")
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply a function to every tensor of a Memory or State: nested tuples and NamedTuples, None left alone."""
+    if isinstance(tree, Tensor):
+        return function(tree)  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        values = [map_tensors(function, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)  # type: ignore[return-value]
+    return tree
+
+
+def select_images(tree: Tree, index: Tensor) -> Tree:
+    """Keep (or repeat) the images named by index (B',) in a Memory or State of B images."""
+    return map_tensors(lambda x: x.index_select(0, index), tree)
+
+
+def select_beams(state: Tree, parents: Tensor) -> Tree:
+    """The State (B, K, ·) in which beam k continues beam parents[b, k] of a State (B, Q, ·)."""
+    batch, beams = parents.shape
+
+    def pick(x: Tensor) -> Tensor:
+        rows = parents + torch.arange(batch, device=parents.device).unsqueeze(1) * x.size(1)
+        return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, beams))
+
+    return map_tensors(pick, state)
+
+
+class Output(NamedTuple):
+    """What a decoder says of one step (B, Q, ·) or of all T steps (B, Q, T, ·)."""
+
+    hidden: Tensor
+    """(…, E): goes into `logits`, which is apart so that only real tokens pay for the vocabulary."""
+    attention: Tensor | None = None
+    """(…, R): where it looked; None for decoders that do not attend."""
+    aux: dict[str, Tensor] | None = None
+    """Whatever an objective may want besides, e.g. log-probabilities of sampled looks."""
+
+
+class Decoder(nn.Module):
+    """B images, Q captions (or beams) an image. `Memory` is what stays the same over the steps, made once an image;
+    `State` is what changes. Both are NamedTuples of batch-first tensors: (B, ·) and (B, Q, ·).
+
+    Args:
+        embedding: the word table, E wide.
+        tied: the output layer shares the word table (Press and Wolf, 2017, https://arxiv.org/abs/1608.05859).
+        dropout: on embedded words and on the hidden output while training.
+    """
+
+    attends: bool = False
+    """Whether it looks at regions, and so needs an attention and an encoder with a grid."""
+
+    def __init__(self, embedding: LearnedEmbedding, tied: bool, dropout: float) -> None:
+        super().__init__()
+        self.embedding = embedding
+        vocabulary_size, size = embedding.weight.shape
+        self.classifier = nn.Linear(size, vocabulary_size)
+        nn.init.zeros_(self.classifier.bias)
+        if tied:
+            self.classifier.weight = embedding.table.weight
+        self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, features: Features) -> Any:
+        """Features → Memory."""
+        raise NotImplementedError
+
+    def start(self, memory: Any, condition: Any = None, generator: torch.Generator | None = None) -> Any:
+        """Memory → the State before the first word, for one caption an image (Q = 1). `condition` (a latent, a length)
+        and `generator` are for decoders that draw or follow something; these do not."""
+        raise NotImplementedError
+
+    def embed(self, words: Tensor) -> Tensor:
+        """Ids (…) or probabilities over the vocabulary (…, V) → (…, E): sampled and relaxed words share a path."""
+        return self.dropout(self.embedding(words))
+
+    def step(self, embedded: Tensor, state: Any, memory: Any) -> tuple[Output, Any]:
+        """One word (B, Q, E) further."""
+        raise NotImplementedError
+
+    def forward(self, embedded: Tensor, memory: Any, condition: Any = None) -> Output:
+        """All words (B, Q, T, E) at once, teacher-forced; in eval mode equal to repeated `step`s to rounding."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, E) → unnormalised log-probabilities of the next word (…, V)."""
+        return self.classifier(self.dropout(hidden))

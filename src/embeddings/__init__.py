@@ -1,0 +1,5 @@
+"""Vocabulary → embedding table."""
+
+from src.embeddings.learned import LearnedEmbedding
+
+__all__ = ["LearnedEmbedding"]

@@ -1,0 +1,27 @@
+"""A table of word vectors learned with the captioner."""
+
+from torch import Tensor, nn
+
+
+class LearnedEmbedding(nn.Module):
+    """One trainable vector a word.
+
+    Args:
+        vocabulary_size: V.
+        size: E, the width of a word's vector.
+    """
+
+    def __init__(self, vocabulary_size: int, size: int = 512) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocabulary_size, size)
+        nn.init.normal_(self.table.weight, std=size**-0.5)  # unit-length rows: as good a start for tied output weights
+        self.size = size
+
+    @property
+    def weight(self) -> Tensor:
+        """The table (V, E), for tied output weights and relaxed words."""
+        return self.table.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Ids (…) or probabilities over the vocabulary (…, V) → vectors (…, E)."""
+        return words @ self.weight if words.is_floating_point() else self.table(words)

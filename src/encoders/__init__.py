@@ -1,0 +1,7 @@
+"""Images → Features."""
+
+from src.encoders.base import Encoder, Features
+from src.encoders.cnn import CNN
+from src.encoders.pretrained import TimmBackbone, TorchvisionBackbone
+
+__all__ = ["CNN", "Encoder", "Features", "TimmBackbone", "TorchvisionBackbone"]

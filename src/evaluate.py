@@ -1,0 +1,81 @@
+"""Score a captioner: `python -m src.evaluate model=runs/…/bundle data=scenes split=test output=DIR`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from src.captioner import Captioner
+from src.config import CONF, one_sentence, plain
+from src.data.features import state_digest
+from src.evaluation import evaluate, report_scores
+from src.model import instantiate
+from src.train import build_data, cache_features, nouns_file
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate what the config names; returns the scores."""
+    generation = instantiate(config["generation"]) if config.get("generation") else None
+    captioner = Captioner.load(
+        config["model"], generation, device_name=config["device"], precision_name=config["precision"]
+    )
+    if config.get("generation"):
+        captioner.config["generation"] = config["generation"]
+    split = config["split"]
+    output = Path(config["output"] or Path("runs") / "evaluate" / split)
+    if config["reuse"] and _scored_before(output, captioner, split, config):
+        return report_scores(config["model"], output)
+    data = build_data(
+        {
+            "data": config["data"],
+            "transform": captioner.config["transform"],
+            "tokenizer": captioner.config["tokenizer"],
+        },
+        vocabulary=captioner.vocabulary,
+        seed=config["seed"],
+    )
+    data.images(split)  # an unknown split is refused before any work
+    cache_features(
+        {"data": config["data"], "encoder": captioner.config["encoder"]},
+        data,
+        captioner.model.encoder,
+        [split],
+        captioner.device.type,
+    )
+    evaluate(
+        captioner,
+        data,
+        split,
+        output,
+        metrics=config["metrics"],
+        nouns=nouns_file(config),
+        pictures=config["pictures"],
+        meta={"model": str(config["model"]), "seed": config["seed"]},
+        limit=config["limit"],
+    )
+    return report_scores(config["model"], output)
+
+
+def _scored_before(output: Path, captioner: Captioner, split: str, config: dict[str, Any]) -> bool:
+    """Whether `output` holds whole scores of these very weights, this search and this split."""
+    if not (output / "scores.json").exists() or not (output / "report.html").exists():
+        return False
+    meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
+    return bool(
+        meta["model_weights"] == state_digest(captioner.model)
+        and meta["generation"] == captioner.config["generation"]
+        and (meta["data"], meta["split"], meta["limit"]) == (str(config["data"]["root"]), split, config["limit"])
+    )
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
+@one_sentence
+def main(config: DictConfig) -> None:
+    """Hydra's entry point."""
+    run(plain(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""A captioner on a split of data → scores.json and its companions."""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import src
+from src.captioner import Caption, Captioner
+from src.config import ROOT
+from src.data.features import state_digest
+from src.data.module import CaptionData
+from src.metrics.captions import METRICS, CaptionScorer
+from src.metrics.named import named_shares
+from src.objectives.cross_entropy import CrossEntropy
+from src.report import Example, score_text, write_report
+
+log = logging.getLogger(__name__)
+
+
+def code_version() -> str:
+    """The project's version with its git revision, where there is one."""
+    try:
+        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        revision = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return src.__version__
+    return f"{src.__version__}+{revision}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a whole file or none of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def evaluate(
+    captioner: Captioner,
+    data: CaptionData,
+    split: str,
+    output: Path,
+    *,
+    metrics: Sequence[str] = METRICS,
+    nouns: Path | None = None,
+    pictures: int = 24,
+    meta: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Caption every image of a split with the captioner's own search, score, and write to `output`: scores.json (flat,
+    fractions), meta.json, captions.tsv, per_image.csv, report.html.
+
+    Args:
+        captioner: what is evaluated.
+        data: with the captioner's own preprocessing, tokenizer and vocabulary.
+        split: train, val or test.
+        output: the folder to write to.
+        metrics: which of pycocoevalcap's scores.
+        nouns: a JSON file of the nouns each picture shows, by part; adds `<part>_named`.
+        pictures: how many the report shows, evenly spread over the split.
+        meta: what else to record.
+        limit: only that many images, for a trial.
+        progress: show a bar.
+
+    Returns:
+        What scores.json holds.
+    """
+    images = data.images(split)
+    names = images.images[:limit]
+    shown = {round(i * (len(names) - 1) / max(1, pictures - 1)) for i in range(min(pictures, len(names)))}
+    captions: list[Caption] = []
+    likelihood = CrossEntropy(label_smoothing=0.0)
+    tokens = correct = nats = 0.0
+    captioner.model.eval()
+    with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
+        for batch in data.evaluation_dataloader(split):
+            batch = batch._replace(
+                **{
+                    field: getattr(batch, field).to(captioner.device)
+                    for field in batch._fields
+                    if field != "references"
+                }
+            )
+            with (
+                torch.inference_mode(),
+                torch.autocast(captioner.device.type, captioner.dtype, enabled=captioner.dtype is not None),
+            ):
+                if batch.images.dim() == 4:
+                    batch = batch._replace(images=captioner.model.encoder.regions(batch.images))
+                loss = likelihood(captioner.model, batch)
+            tokens += float(loss.count)
+            correct += float(loss.logs["token_accuracy"])
+            nats += float(loss.logs["cross_entropy"])
+            first = len(captions)
+            found = captioner.captions(captioner.search(batch.images, attention=True))
+            captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
+            bar.update(len(found))
+            if len(captions) >= len(names):
+                break
+    captions = captions[: len(names)]
+
+    candidates = {name: caption.text for name, caption in zip(names, captions, strict=True)}
+    references = {name: images.captions[i] for i, name in enumerate(names)}
+    result = CaptionScorer(references, tokenizer=data.tokenizer.evaluation, metrics=metrics).score(candidates)
+    scores: dict[str, Any] = dict(result.corpus)
+    scores["next_token_accuracy"] = correct / max(tokens, 1)
+    scores["cross_entropy"] = nats / max(tokens, 1)
+    if nouns is not None:
+        table = json.loads(Path(nouns).read_text(encoding="utf-8"))
+        scores |= named_shares(candidates, {name: table[name] for name in names})
+    scores["images"] = len(names)
+    scores["encoder_weights"] = captioner.model.encoder.backbone.weights_used
+
+    fingerprint = hashlib.sha256(json.dumps(references, ensure_ascii=False).encode()).hexdigest()[:16]
+    record = {
+        "model_weights": state_digest(captioner.model),
+        "data": str(data.root),
+        "split": split,
+        "limit": limit,
+        "references": fingerprint,
+        "tokenization": result.tokenizer,
+        "generation": captioner.config.get("generation"),
+        "not_computed": result.not_computed,
+        "code": code_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **(meta or {}),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(output / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_atomically(output / "captions.tsv", "".join(f"{name}\t{text}\n" for name, text in candidates.items()))
+    _write_per_image(output / "per_image.csv", candidates, result.per_image)
+    examples = [
+        Example(
+            data.root / names[i],
+            captions[i].text,
+            captions[i].words,
+            captions[i].attention,
+            captions[i].boxes,
+            references[names[i]],
+            result.per_image[names[i]],
+        )
+        for i in sorted(shown)
+    ]
+    write_report(
+        output / "report.html",
+        title=f"Captions of {data.root.name}, {split}",
+        scores=scores,
+        not_computed=result.not_computed,
+        meta=record,
+        examples=examples,
+        fit=captioner.preprocess.fit,
+    )
+    return scores
+
+
+def _write_per_image(path: Path, captions: Mapping[str, str], scores: Mapping[str, Mapping[str, float]]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    columns = list(next(iter(scores.values())))
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption", *columns])
+        writer.writerows([name, text, *(scores[name][c] for c in columns)] for name, text in captions.items())
+    os.replace(partial, path)
+
+
+def score_table(scores: Mapping[str, Any], not_computed: Mapping[str, str]) -> str:
+    """Scores as text, fractions × 100."""
+    lines = []
+    for name, value in scores.items():
+        reason = f" ({not_computed.get(name, 'no reason given')})" if value is None else ""
+        lines.append(f"  {name:<22}{score_text(name, value)}{reason}")
+    return "\n".join(lines)
+
+
+def report_scores(title: str, output: Path) -> dict[str, Any]:
+    """Print what a folder of results holds, and where its report is; returns the scores."""
+    scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
+    meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
+    print(f"\n{title}, {meta['split']}, × 100 where a score is a share:")
+    print(score_table(scores, meta["not_computed"]))
+    print(f"  report with pictures: {output / 'report.html'}")
+    return scores

@@ -1,0 +1,77 @@
+"""What every search shares: its result, and the rules on which words may come next."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from src.data.vocabulary import BOS, EOS, PAD, UNK
+from src.decoders.base import Decoder
+
+
+class Hypotheses(NamedTuple):
+    """B images, K captions each, best first; T the longest. Nothing here needs Lightning."""
+
+    tokens: Tensor
+    """(B, K, T) ids without BOS; EOS where it ended by itself, then padding."""
+    log_probs: Tensor
+    """(B, K, T) log-probability of each token, 0 on padding."""
+    scores: Tensor
+    """(B, K): what the search ranked by; −∞ where there were fewer than K captions to be had (such rows are empty)."""
+    lengths: Tensor
+    """(B, K) words, EOS not counted."""
+    finished: Tensor
+    """(B, K): False where the caption was cut at max_length."""
+    attention: Tensor | None
+    """(B, K, T, R) where asked for and the decoder attends."""
+
+
+class Search:
+    """Limits that hold for every way of searching.
+
+    Args:
+        max_length: most words of a caption; one that would go on is cut there.
+        min_length: fewest words.
+        no_repeat_ngram: no run of this many words occurs twice in a caption; 0 allows all.
+        allow_unknown: whether the unknown word may be said.
+
+    Raises:
+        ValueError: limits that no caption can meet.
+    """
+
+    def __init__(
+        self, max_length: int = 30, min_length: int = 1, no_repeat_ngram: int = 0, allow_unknown: bool = False
+    ) -> None:
+        if not 0 <= min_length <= max_length or max_length < 1:
+            raise ValueError(
+                f"generation: min_length={min_length} and max_length={max_length} leave no caption: "
+                "0 ≤ min_length ≤ max_length and max_length ≥ 1"
+            )
+        if no_repeat_ngram < 0:
+            raise ValueError(f"generation.no_repeat_ngram={no_repeat_ngram}: 0 (off) or a number of words")
+        self.max_length = max_length
+        self.min_length = min_length
+        self.no_repeat_ngram = no_repeat_ngram
+        self.never = [PAD, BOS] if allow_unknown else [PAD, BOS, UNK]
+
+    def __call__(self, decoder: Decoder, memory: Any, *, attention: bool = False) -> Hypotheses:
+        """Caption every image of a Memory; `attention` asks for the looks as well, which costs memory."""
+        raise NotImplementedError
+
+    def next_words(self, logits: Tensor, step: int, history: Tensor | None) -> Tensor:
+        """Logits (B, Q, V) of the word number `step` (from 0) → log-probabilities in float32 with the forbidden ones at
+        −∞. history (B, Q, step) is needed where n-grams are blocked. The probabilities are the model's own: what is
+        forbidden is struck out, not redistributed."""
+        log_probs = logits.float().log_softmax(-1)
+        log_probs[..., self.never] = -torch.inf
+        if step < self.min_length:
+            log_probs[..., EOS] = -torch.inf
+        n = self.no_repeat_ngram
+        if n and history is not None and step >= n:
+            past = history.unfold(-1, n, 1)  # (B, Q, step − n + 1, n)
+            last = history[..., step - n + 1 :].unsqueeze(2)  # the n − 1 words that the next one would complete
+            seen = (past[..., :-1] == last).all(-1)
+            repeated = torch.zeros_like(log_probs, dtype=torch.bool)
+            repeated.scatter_reduce_(-1, past[..., -1], seen, "amax")
+            log_probs = log_probs.masked_fill(repeated, -torch.inf)
+        return log_probs

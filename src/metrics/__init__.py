@@ -1,0 +1,1 @@
+"""Captions and references to scores: BLEU, METEOR, ROUGE-L and CIDEr-D as pycocoevalcap computes them."""

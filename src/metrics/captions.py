@@ -1,0 +1,140 @@
+"""Candidate captions against references: all scores in one call, or one scorer for many calls."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from src.metrics.bleu import bleu
+from src.metrics.cider import CiderD
+from src.metrics.java import INSTALL_JAVA, JavaNotFound, find_java
+from src.metrics.meteor import Meteor, MeteorError, shared_meteor
+from src.metrics.rouge import rouge_l
+from src.metrics.tokenize import character_tokenize, ptb_tokenize, ptb_tokenize_python
+
+log = logging.getLogger(__name__)
+
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
+TOKENIZERS = {"ptb": ptb_tokenize, "ptb-python": ptb_tokenize_python, "character": character_tokenize}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a set of captions scored, by pycocoevalcap's names, as fractions (CIDEr 0.46: 46 in a table).
+
+    `corpus` has the metrics asked for (None: not computed, and `not_computed` says why), `exact_match` (share
+    of images whose tokens equal one of their references'), `distinct_words` (an int: different tokens in all
+    candidates) and `mean_length` (tokens a candidate). `per_image` has the same metrics and `exact_match` for
+    each image. `tokenizer` is the one that was used: "ptb", "ptb-python" (there was no Java) or "character".
+    """
+
+    corpus: dict[str, float | None]
+    per_image: dict[str, dict[str, float]]
+    tokenizer: str
+    not_computed: dict[str, str] = field(default_factory=dict)
+
+
+class CaptionScorer:
+    """Scores against fixed references, which are tokenized once and whose CIDEr-D vectors are computed once.
+
+    `references` are raw captions, one or more an image. With `tokenizer="ptb"` (English) and no Java, a
+    Python likeness of the tokenizer takes its place, with a warning. METEOR, where it is asked for and there
+    is Java, starts loading here. Raises ValueError for no references, an image without any, and an unknown
+    metric or tokenizer.
+    """
+
+    def __init__(
+        self,
+        references: Mapping[str, Sequence[str]],
+        *,
+        tokenizer: Literal["ptb", "character"] = "ptb",
+        metrics: Sequence[str] = METRICS,
+    ) -> None:
+        if unknown := [name for name in metrics if name not in METRICS]:
+            raise ValueError(f"unknown metrics {unknown}: choose from {', '.join(METRICS)}")
+        if tokenizer not in ("ptb", "character"):
+            raise ValueError(f"unknown tokenizer {tokenizer!r}: choose 'ptb' (English) or 'character' (Chinese)")
+        if not references:
+            raise ValueError("there are no references to score against")
+        if bare := [image for image, group in references.items() if not group]:
+            raise ValueError(f"images without a reference: {_some(bare)}")
+        self.metrics = tuple(metrics)
+        self.tokenizer: str = tokenizer
+        self.not_computed: dict[str, str] = {}
+        java = find_java()
+        if tokenizer == "ptb" and java is None:
+            self.tokenizer = "ptb-python"
+            log.warning("No Java: a Python likeness of the PTB tokenizer takes its place. %s", INSTALL_JAVA)
+        self._meteor: Meteor | None = None
+        if "METEOR" in metrics:
+            if tokenizer == "character":
+                self.not_computed["METEOR"] = "METEOR has no Chinese stems, synonyms or paraphrases"
+            elif java is None:
+                self.not_computed["METEOR"] = f"METEOR needs Java. {INSTALL_JAVA}"
+            else:
+                self._meteor = shared_meteor()
+                self._meteor.start()
+        self._tokenize = TOKENIZERS[self.tokenizer]
+        self.references = self._tokenize(references)
+        self._cider = CiderD(self.references) if "CIDEr" in metrics else None
+
+    def score(self, candidates: Mapping[str, str]) -> Scores:
+        """Scores one raw caption for every image of the references, no more and no fewer (else ValueError).
+
+        An empty caption is a caption: an untrained model writes them, and they score 0.
+        """
+        if missing := [image for image in self.references if image not in candidates]:
+            raise ValueError(f"images with references but no candidate caption: {_some(missing)}")
+        if extra := [image for image in candidates if image not in self.references]:
+            raise ValueError(f"candidate captions for images without references: {_some(extra)}")
+        references = self.references
+        tokenized = self._tokenize({image: [candidates[image]] for image in references})
+        corpus: dict[str, float | None] = {}
+        columns: dict[str, Sequence[float] | np.ndarray] = {}
+        not_computed = dict(self.not_computed)
+        if any(name.startswith("Bleu") for name in self.metrics):
+            for order, (score, column) in enumerate(zip(*bleu(references, tokenized), strict=True), start=1):
+                corpus[f"Bleu_{order}"], columns[f"Bleu_{order}"] = score, column
+        if "ROUGE_L" in self.metrics:
+            corpus["ROUGE_L"], columns["ROUGE_L"] = rouge_l(references, tokenized)
+        if self._cider is not None:
+            corpus["CIDEr"], columns["CIDEr"] = self._cider.score(tokenized)
+        if self._meteor is not None:  # last: it may still be loading
+            try:
+                corpus["METEOR"], columns["METEOR"] = self._meteor.score(references, tokenized)
+            except (MeteorError, JavaNotFound) as error:  # not worth losing hours of training
+                log.warning("METEOR was not computed: %s", error)
+                not_computed["METEOR"] = str(error)
+        columns = {name: columns[name] for name in METRICS if name in self.metrics and name in columns}
+        corpus = {name: corpus.get(name) for name in METRICS if name in self.metrics}
+
+        captions = [caption for (caption,) in tokenized.values()]
+        columns["exact_match"] = [float(c in references[image]) for image, (c,) in tokenized.items()]
+        lengths = [len(caption.split()) for caption in captions]
+        corpus["exact_match"] = float(np.mean(columns["exact_match"]))
+        corpus["distinct_words"] = len({word for caption in captions for word in caption.split()})
+        corpus["mean_length"] = float(np.mean(lengths))
+        rows = zip(*columns.values(), strict=True)
+        per_image = {
+            image: {name: float(value) for name, value in zip(columns, row, strict=True)}
+            for image, row in zip(tokenized, rows, strict=True)
+        }
+        return Scores(corpus, per_image, self.tokenizer, not_computed)
+
+
+def score_captions(
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tokenizer: Literal["ptb", "character"] = "ptb",
+    metrics: Sequence[str] = METRICS,
+) -> Scores:
+    """Scores raw captions once; see CaptionScorer for what it raises, and for scoring many times."""
+    return CaptionScorer(references, tokenizer=tokenizer, metrics=metrics).score(candidates)
+
+
+def _some(images: Sequence[str]) -> str:
+    more = f" and {len(images) - 5} more" if len(images) > 5 else ""
+    return ", ".join(repr(image) for image in images[:5]) + more

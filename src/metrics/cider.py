@@ -1,0 +1,85 @@
+"""CIDEr-D (Vedantam, Zitnick and Parikh, CVPR 2015), as pycocoevalcap's `Cider` computes it."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from src.metrics.bleu import ngrams
+
+ORDERS = 4
+_SIGMA = 6.0  # width of the length penalty, in bigrams
+
+NGram = tuple[str, ...]
+
+
+class _Vector(NamedTuple):
+    weights: list[dict[NGram, float]]  # tf-idf, a dict an order
+    norms: list[float]
+    length: int  # bigrams, as pycocoevalcap measures length
+
+
+class CiderD:
+    """CIDEr-D against fixed references, whose document frequencies and tf-idf vectors are computed once.
+
+    `references` are space-joined tokens, one list an image. Scores have the range [0, 10]; 0.46 is what
+    tables print as 46. The document frequencies are the references': with a single image every score is 0.
+    """
+
+    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
+        counts = {image: [_count(caption) for caption in group] for image, group in references.items()}
+        frequency = Counter(
+            ngram for group in counts.values() for ngram in {ngram for count in group for ngram in count}
+        )
+        # An n-gram that no reference has counts as if one had it.
+        self._unseen = math.log(len(counts)) if counts else 0.0
+        self._idf = {ngram: self._unseen - math.log(number) for ngram, number in frequency.items()}
+        self._references = {image: [self._vector(count) for count in group] for image, group in counts.items()}
+
+    def score(self, candidates: Mapping[str, Sequence[str]]) -> tuple[float, np.ndarray]:
+        """Mean and an array (images,) in the candidates' order; one candidate (joined tokens) an image.
+
+        The candidates may be of some of the images only: a training batch is scored against the whole set's
+        statistics.
+        """
+        per_image = np.array([self.score_one(image, caption) for image, (caption,) in candidates.items()])
+        return float(per_image.mean()), per_image
+
+    def score_one(self, image: str, caption: str) -> float:
+        """CIDEr-D of one caption; so the several samples of an image are scored by as many calls."""
+        candidate = self._vector(_count(caption))
+        references = self._references[image]
+        total = sum(_similarity(candidate, reference) for reference in references)
+        return 10.0 * total / (ORDERS * len(references))
+
+    def _vector(self, counts: Mapping[NGram, int]) -> _Vector:
+        weights: list[dict[NGram, float]] = [{} for _ in range(ORDERS)]
+        squares, length = [0.0] * ORDERS, 0
+        for ngram, count in counts.items():
+            order = len(ngram) - 1
+            weight = count * self._idf.get(ngram, self._unseen)
+            weights[order][ngram] = weight
+            squares[order] += weight * weight
+            if order == 1:
+                length += count
+        return _Vector(weights, [math.sqrt(square) for square in squares], length)
+
+
+def _count(caption: str) -> dict[NGram, int]:
+    words = caption.split()
+    return {ngram: n for order in range(1, ORDERS + 1) for ngram, n in ngrams(words, order).items()}
+
+
+def _similarity(candidate: _Vector, reference: _Vector) -> float:
+    """Sum over the orders of the clipped cosine similarity, less the length penalty."""
+    total = 0.0
+    for order in range(ORDERS):
+        norm = candidate.norms[order] * reference.norms[order]
+        theirs = reference.weights[order]
+        if not norm:
+            continue
+        ours = candidate.weights[order]
+        total += sum(min(ours[ngram], theirs[ngram]) * theirs[ngram] for ngram in ours.keys() & theirs.keys()) / norm
+    return total * math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))

@@ -1,0 +1,102 @@
+"""build(config, vocabulary): encoder + decoder, the thing that is saved."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.data.vocabulary import Vocabulary
+from src.decoders.base import Decoder
+from src.encoders.base import Encoder, Features
+
+
+class ConfigError(ValueError):
+    """A configuration that names something impossible; the message says which key and what to choose."""
+
+
+class CaptioningModel(nn.Module):
+    """What turns pictures into words: all the weights there are."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def memory(self, images: Tensor) -> Any:
+        """Pixels (B, 3, H, W) or cached regions (B, R, D) → the decoder's Memory."""
+        features: Features = self.encoder(images)
+        return self.decoder.prepare(features)
+
+
+OWN = ("src.",)
+"""What a bundle may name: a bundle from a stranger runs nothing but this project's own classes."""
+TRAINING = (*OWN, "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
+"""What a user's own training configuration may name besides."""
+
+
+def locate(target: str, allowed: tuple[str, ...] = OWN) -> type:
+    """The class that a `_target_` names.
+
+    Raises:
+        ConfigError: a name outside what is allowed, or one that is not there.
+    """
+    module, _, name = target.rpartition(".")
+    if not f"{module}.".startswith(allowed):
+        raise ConfigError(f"_target_: {target} is not allowed here; it must begin with one of {', '.join(allowed)}")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"_target_: {target} does not exist ({error})") from error
+    if not isinstance(found, type) or not f"{found.__module__}.".startswith(tuple(a.rstrip(".") for a in allowed)):
+        raise ConfigError(f"_target_: {target} is no class of its module")
+    return found
+
+
+def instantiate(config: Mapping[str, Any], allowed: tuple[str, ...] = OWN, **given: Any) -> Any:
+    """Build what a config names by `_target_`, nested ones first; `given` are arguments that only the caller knows.
+
+    Raises:
+        ConfigError: no `_target_`, or arguments that the class does not take.
+    """
+    if "_target_" not in config:
+        raise ConfigError(f"a config without _target_ names nothing to build: {dict(config)}")
+    target = locate(config["_target_"], allowed)
+    arguments = {
+        key: instantiate(value, allowed) if isinstance(value, Mapping) and "_target_" in value else value
+        for key, value in config.items()
+        if key != "_target_"
+    } | given
+    try:
+        inspect.signature(target).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{config['_target_']}: {error}") from error
+    return target(**arguments)
+
+
+def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
+    """The one builder: training, bundles, export and tests all use it, so that widths are never written twice.
+
+    Args:
+        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, each with its `_target_`.
+        vocabulary: sizes the word table and the output layer.
+
+    Raises:
+        ConfigError: parts that cannot work together.
+    """
+    encoder = instantiate(config["encoder"])
+    embedding = instantiate(config["embedding"], vocabulary_size=len(vocabulary))
+    arguments: dict[str, Any] = {"embedding": embedding, "memory_width": encoder.width}
+    if getattr(locate(config["decoder"]["_target_"]), "attends", False):
+        if encoder.vector:
+            raise ConfigError(
+                "encoder gives one vector and decoder attends over regions: choose decoder=lstm, or give the encoder "
+                "a grid (encoder.backbone.head=null)"
+            )
+        if not config.get("attention"):
+            raise ConfigError("decoder attends but attention is null: choose attention=additive or attention=dot")
+        arguments["attention"] = instantiate(
+            config["attention"], query_width=config["decoder"]["hidden"], memory_width=encoder.width
+        )
+    return CaptioningModel(encoder, instantiate(config["decoder"], **arguments))

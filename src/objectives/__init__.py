@@ -1,0 +1,5 @@
+"""Model and batch → loss."""
+
+from src.objectives.cross_entropy import CrossEntropy, Loss
+
+__all__ = ["CrossEntropy", "Loss"]

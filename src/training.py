@@ -1,0 +1,153 @@
+"""The LightningModule: a batch to a loss, and validation by generated captions. With `src/data/module.py` this is a
+batch's whole way from disk to loss."""
+
+import logging
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+
+from src.data.module import Batch
+from src.data.tokenizer import Tokenizer
+from src.data.vocabulary import PAD, Vocabulary
+from src.generation.base import Search
+from src.metrics.captions import CaptionScorer
+from src.metrics.gather import GatheredCaptions
+from src.model import TRAINING, CaptioningModel, instantiate
+
+log = logging.getLogger(__name__)
+
+
+class CaptioningModule(lightning.LightningModule):
+    """A captioner with its objective, search, scores and optimizer.
+
+    Args:
+        model: what is trained.
+        vocabulary: ids ↔ words.
+        tokenizer: words ↔ sentences, and which tokenization the scores use.
+        objective: `(model, batch) -> Loss`.
+        generation: how validation captions are made; scores are never teacher-forced.
+        optimizer: its config, a `_target_` in torch.optim.
+        scheduler: its config, or None for a constant learning rate.
+        references: of the validation images, by their index.
+        metrics: what is scored after every validation.
+        config: everything a checkpoint needs to be loaded alone, as plain values.
+        seed: of dropout, together with the epoch, the step and the rank.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningModel,
+        vocabulary: Vocabulary,
+        tokenizer: Tokenizer,
+        objective: torch.nn.Module,
+        generation: Search,
+        optimizer: Mapping[str, Any],
+        scheduler: Mapping[str, Any] | None = None,
+        references: Sequence[Sequence[str]] = (),
+        metrics: Sequence[str] = ("Bleu_4", "CIDEr"),
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.vocabulary, self.tokenizer, self.generation = vocabulary, tokenizer, generation
+        self.optimizer_config, self.scheduler_config = optimizer, scheduler
+        self.references, self.metric_names = references, metrics
+        self.config, self.seed = dict(config or {}), seed
+        self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
+        self.scorer: tuple[list[int], CaptionScorer] | None = None
+        self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
+        self.sums: dict[str, Tensor] = {}
+
+    # ------------------------------------------------------------------ training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, epoch, step, rank), so a resumed run draws what an uninterrupted one draws.
+        place = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
+        torch.manual_seed(zlib.crc32(place.encode()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.objective(self.model, batch)
+        self.counted = self.counted + loss.count
+        tokens = max(int(loss.count), 1)
+        self.log("train/loss", loss.total.detach() / tokens, prog_bar=True, on_step=True, batch_size=tokens)
+        for name, total in loss.logs.items():
+            self.log(f"train/{name}", total / tokens, on_step=True, batch_size=tokens)
+        return loss.total
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients of sums → the gradient of the mean over all tokens of all ranks and accumulation steps."""
+        count = torch.as_tensor(self.counted, dtype=torch.float32, device=self.device)
+        self.counted = 0.0
+        world = self.trainer.world_size
+        if world > 1:
+            torch.distributed.all_reduce(count)
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # Lightning has divided each step by the accumulation and averaged over the ranks; both are undone here.
+        torch._foreach_mul_(gradients, float(self.trainer.accumulate_grad_batches * world / count.clamp(min=1)))
+
+    def configure_optimizers(self) -> Any:
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p for p in trainable if p.dim() > 1]
+        plain = [p for p in trainable if p.dim() <= 1]  # biases and norms are not decayed
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = instantiate(self.optimizer_config, TRAINING, params=groups)
+        if self.scheduler_config is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = instantiate(self.scheduler_config, TRAINING, optimizer=optimizer, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---------------------------------------------------------------- validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums = {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if batch.images.dim() == 4:  # encode once for both the loss and the captions
+            batch = batch._replace(images=self.model.encoder.regions(batch.images))
+        loss = self.objective(self.model, batch)
+        for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+        captions = self.generation(self.model.decoder, self.model.memory(batch.images))
+        self.generated.update(batch.index, captions.tokens[:, 0])
+
+    def on_validation_epoch_end(self) -> None:
+        names = sorted(self.sums)
+        sums = torch.stack([self.sums[name] for name in names])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        values = dict(zip(names, sums.tolist(), strict=True))
+        tokens = values.pop("tokens")
+        for name, value in values.items():
+            self.log(f"val/{name}", value / max(tokens, 1))
+        index, ids = self.generated.compute()
+        self.generated.reset()
+        scores = self._score(index.tolist(), ids.tolist()) if self.trainer.is_global_zero else {}
+        scores = self.trainer.strategy.broadcast(scores)
+        for name, value in scores.items():
+            self.log(f"val/{name}", value, prog_bar=name in ("CIDEr", "Bleu_4"))
+
+    def _score(self, index: list[int], ids: list[list[int]]) -> dict[str, float]:
+        captions = {str(i): self.tokenizer.join(self.vocabulary.decode(row)) for i, row in zip(index, ids, strict=True)}
+        if self.scorer is None or self.scorer[0] != index:
+            references = {str(i): list(self.references[i]) for i in index}
+            self.scorer = (
+                index,
+                CaptionScorer(references, tokenizer=self.tokenizer.evaluation, metrics=self.metric_names),
+            )
+        scores = self.scorer[1].score(captions).corpus
+        for i in index[:2]:
+            log.info("“%s”  (a reference: “%s”)", captions[str(i)], self.references[i][0])
+        return {name: float(value) for name, value in scores.items() if value is not None}
+
+    # --------------------------------------------------------------- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+        checkpoint["vocabulary"] = self.vocabulary.to_dict()

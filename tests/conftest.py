@@ -1,0 +1,83 @@
+"""What tests share: tiny models and a tiny data set of pictures drawn on the spot."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from src.data.vocabulary import Vocabulary
+from src.encoders.base import Features, grid_boxes
+from src.model import CaptioningModel, build
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
+SHAPES = ("square", "circle")
+
+
+def tiny_config(decoder: str = "lstm_attn", attention: str = "additive", **overrides: object) -> dict:
+    """The builder's input at sizes that run in milliseconds."""
+    classes = {"lstm": "src.decoders.LSTMDecoder", "lstm_attn": "src.decoders.AttentionLSTMDecoder"}
+    attentions = {"additive": "src.attention.AdditiveAttention", "dot": "src.attention.DotAttention"}
+    config = {
+        "transform": {"_target_": "src.data.transforms.Preprocess", "size": 32, "fit": "squash"},
+        "tokenizer": {"_target_": "src.data.tokenizer.EnglishTokenizer"},
+        "encoder": {
+            "_target_": "src.encoders.Encoder",
+            "backbone": {"_target_": "src.encoders.CNN", "channels": [8, 16, 16]},
+            "width": 16,
+            "frozen": False,
+        },
+        "embedding": {"_target_": "src.embeddings.LearnedEmbedding", "size": 12},
+        "attention": {"_target_": attentions[attention], "width": 10},
+        "decoder": {"_target_": classes[decoder], "hidden": 14, "layers": 1, "dropout": 0.1, "tied": False},
+        "generation": {"_target_": "src.generation.BeamSearch", "beam_size": 3, "max_length": 8},
+        "provenance": {"encoder_weights": "random"},
+    }
+    for key, value in overrides.items():
+        part, name = key.split("__")
+        config[part][name] = value
+    return config
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    words = ["a", "red", "green", "blue", "square", "circle", "on", "grey"]
+    return Vocabulary.build([[w] * (len(words) - i) for i, w in enumerate(words)], min_count=1)
+
+
+@pytest.fixture
+def tiny_model(vocabulary: Vocabulary) -> CaptioningModel:
+    torch.manual_seed(0)
+    return build(tiny_config(), vocabulary).eval()
+
+
+def random_features(batch: int = 3, side: int = 2, width: int = 16, seed: int = 0) -> Features:
+    grid = torch.randn(batch, side * side, width, generator=torch.Generator().manual_seed(seed))
+    boxes = grid_boxes(side, side).expand(batch, -1, -1)
+    return Features(grid, grid.mean(1), boxes, torch.ones(batch, side * side, dtype=torch.bool))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 24 coloured shapes with two captions each: images/, train.tsv, val.tsv, test.tsv, nouns.json."""
+    import json
+
+    root = tmp_path_factory.mktemp("shapes")
+    (root / "images").mkdir()
+    rng = random.Random(0)
+    rows, nouns = [], {}
+    for number in range(24):
+        colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 2]
+        image = Image.new("RGB", (40, 48), (128, 128, 128))
+        x, y = rng.randrange(4, 16), rng.randrange(4, 16)
+        draw = ImageDraw.Draw(image)
+        (draw.rectangle if shape == "square" else draw.ellipse)((x, y, x + 18, y + 18), fill=COLOURS[colour])
+        name = f"images/{number:02d}.png"
+        image.save(root / name)
+        rows.append([f"{name}\tA {colour} {shape}.", f"{name}\tThere is a {colour} {shape} on grey."])
+        nouns[name] = {"objects": [[shape, shape + "s"]], "backgrounds": [["grey"]]}
+    for split, part in (("train", rows[:16]), ("val", rows[16:20]), ("test", rows[20:])):
+        (root / f"{split}.tsv").write_text("\n".join(line for row in part for line in row) + "\n", encoding="utf-8")
+    (root / "nouns.json").write_text(json.dumps(nouns))
+    return root

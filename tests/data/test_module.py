@@ -1,0 +1,160 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from src.data.module import CaptionData, EvaluationOrder, TrainingOrder
+from src.data.tokenizer import EnglishTokenizer
+from src.data.transforms import Preprocess
+from src.data.vocabulary import BOS, EOS, PAD, UNK
+
+
+@pytest.fixture
+def data(shapes, tmp_path):
+    return CaptionData(
+        shapes,
+        Preprocess(32),
+        EnglishTokenizer(),
+        train="train.tsv",
+        val="val.tsv",
+        test="test.tsv",
+        min_count=1,
+        batch_size=4,
+        cache_dir=tmp_path,
+    )
+
+
+def test_batch(data):
+    batch = next(iter(data.train_dataloader()))
+    assert batch.images.shape == (4, 3, 32, 32) and batch.images.dtype == torch.uint8
+    assert batch.tokens.shape[:2] == (4, 2)
+    train = data.images("train")
+    for b, image in enumerate(batch.index.tolist()):
+        assert torch.equal(batch.images[b], data.preprocess.open(data.root / train.images[image]))
+        said = set()
+        for q in range(2):
+            ids = batch.tokens[b, q]
+            length = int(batch.mask[b, q].sum())
+            assert ids[0] == BOS and ids[length - 1] == EOS and (ids[length:] == PAD).all()
+            said.add(tuple(data.vocabulary.decode(ids.tolist())))
+        assert said == {tuple(data.tokenizer.tokens(c)) for c in train.captions[image]}
+        assert batch.references[b] == train.captions[image]
+    assert (batch.prefix == 1).all()
+
+
+def test_the_vocabulary_comes_from_training_captions_only(shapes, tmp_path):
+    (tmp_path / "images").symlink_to(shapes / "images")
+    (tmp_path / "train.tsv").write_text("images/00.png\ta red square\n")
+    (tmp_path / "val.tsv").write_text("images/01.png\ta purple hexagon\n")
+    data = CaptionData(tmp_path, Preprocess(8), EnglishTokenizer(), train="train.tsv", val="val.tsv", min_count=1)
+    assert data.vocabulary.words[4:] == ["a", "red", "square"]
+    batch = next(iter(data.val_dataloader()[0]))
+    assert data.vocabulary.decode(batch.tokens[0, 0].tolist()) == ["a"]
+    assert batch.tokens[0, 0].tolist() == [BOS, 4, UNK, UNK, EOS]
+
+
+def test_ragged_captions_are_padded_and_masked(shapes, tmp_path):
+    (tmp_path / "images").symlink_to(shapes / "images")
+    (tmp_path / "t.tsv").write_text("images/00.png\ta b c\nimages/01.png\ta\nimages/01.png\ta b\n")
+    data = CaptionData(tmp_path, Preprocess(8), EnglishTokenizer(), train="t.tsv", min_count=1, batch_size=2)
+    batch = data.images("train")[[(0, [0]), (1, [1, 0])]]
+    assert batch.mask.sum(-1).tolist() == [[5, 0], [4, 3]]
+    assert (batch.tokens[0, 1] == PAD).all()
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_every_caption_once_an_epoch(together):
+    captions = [5, 3, 1, 4, 5, 5, 2]
+    order = TrainingOrder(captions, batch_size=3, captions_per_image=together, seed=0)
+    seen = Counter((image, c) for step in order for image, group in step for c in group)
+    assert seen == Counter({(image, c): 1 for image, count in enumerate(captions) for c in range(count)})
+    assert len(list(order)) == len(order)
+
+
+def test_order_is_a_function_of_seed_epoch_step_and_rank():
+    def epoch(seed=0, number=0, start=0, rank=0, world=1):
+        order = TrainingOrder([3] * 20, 4, 1, seed, rank, world)
+        order.set_epoch(number)
+        order.start = start
+        return list(order)
+
+    assert epoch() == epoch()
+    assert epoch() != epoch(seed=1) != epoch(number=1) != epoch()
+    assert epoch(start=5) == epoch()[5:], "resumed in the middle"
+    ranks = [epoch(rank=r, world=2) for r in range(2)]
+    assert len(ranks[0]) == len(ranks[1])
+    for mine, theirs, whole in zip(*ranks, TrainingOrder([3] * 20, 8, 1, 0), strict=True):
+        assert sorted(mine + theirs) == sorted(whole), "two ranks see what one with both batches sees"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_sees_every_image_once(world):
+    seen = [i for rank in range(world) for step in EvaluationOrder([1] * 10, 4, rank, world) for i, _ in step]
+    assert sorted(seen) == list(range(10))
+
+
+def test_one_file_split_by_image(shapes, tmp_path):
+    data = CaptionData(
+        shapes, Preprocess(8), EnglishTokenizer(), train="train.tsv", split=[0.5, 0.25, 0.25], min_count=1, seed=3
+    )
+    parts = [set(data.images(name).images) for name in ("train", "val", "test")]
+    assert [len(p) for p in parts] == [8, 4, 4]
+    assert len(set.union(*parts)) == 16
+    again = CaptionData(
+        shapes, Preprocess(8), EnglishTokenizer(), train="train.tsv", split=[0.5, 0.25, 0.25], min_count=1, seed=3
+    )
+    assert [set(again.images(name).images) for name in ("train", "val", "test")] == parts
+
+
+def test_workers_give_the_same_batches(data):
+    alone = list(data.train_dataloader())
+    data.workers = 2
+    for first, second in zip(alone, data.train_dataloader(), strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.tokens, second.tokens)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no TSV given"),
+        ({"val": "val.tsv"}, "data.train is not set"),
+        ({"train": "train.tsv", "val": "val.tsv", "split": [0.9, 0.1]}, "give data.train alone"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message, shapes):
+    with pytest.raises(ValueError, match=message):
+        CaptionData(shapes, Preprocess(8), EnglishTokenizer(), **options)
+
+
+def test_an_unknown_split_is_refused(data):
+    data.tables.pop("test")
+    with pytest.raises(ValueError, match="split=test: this data has train, val"):
+        data.images("test")
+
+
+def test_bad_rows_are_skipped_counted_and_listed(shapes, tmp_path):
+    (tmp_path / "images").symlink_to(shapes / "images")
+    (tmp_path / "t.tsv").write_text("images/00.png\ta red square\nimages/none.png\tnothing\nimages/01.png\n")
+    with pytest.raises(ValueError, match=r"t.tsv:2"):
+        CaptionData(tmp_path, Preprocess(8), EnglishTokenizer(), train="t.tsv", min_count=1)
+    data = CaptionData(
+        tmp_path,
+        Preprocess(8),
+        EnglishTokenizer(),
+        train="t.tsv",
+        min_count=1,
+        on_bad_row="skip",
+        cache_dir=tmp_path / "c",
+    )
+    assert data.images("train").images == ["images/00.png"]
+    listed = (tmp_path / "c" / "t.skipped.tsv").read_text()
+    assert "images/none.png" in listed and len(listed.splitlines()) >= 2
+
+
+def test_long_captions_are_cut(shapes, tmp_path):
+    (tmp_path / "images").symlink_to(shapes / "images")
+    (tmp_path / "t.tsv").write_text("images/00.png\t" + "a " * 100 + "\n")
+    data = CaptionData(tmp_path, Preprocess(8), EnglishTokenizer(), train="t.tsv", min_count=1, max_tokens=7)
+    assert len(data.images("train").tokens) == 9
+    assert np.array_equal(data.images("train").tokens[[0, -1]], [BOS, EOS])

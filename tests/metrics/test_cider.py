@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+from pycocoevalcap.cider.cider import Cider
+
+from src.metrics.cider import CiderD
+
+
+def test_equal_to_pycocoevalcap(tokenized):
+    references, candidates = tokenized
+    mean, per_image = CiderD(references).score(candidates)
+    expected, expected_per_image = Cider().compute_score(references, candidates)
+    assert mean == pytest.approx(expected, abs=1e-9)
+    assert mean > 0.5
+    np.testing.assert_allclose(per_image, expected_per_image, atol=1e-9)
+
+
+def test_a_part_is_scored_with_the_whole_set_s_statistics(tokenized):
+    references, candidates = tokenized
+    cider = CiderD(references)
+    _, whole = cider.score(candidates)
+    some = dict(list(candidates.items())[10:20])
+    np.testing.assert_array_equal(cider.score(some)[1], whole[10:20])
+    image, (caption,) = next(iter(some.items()))
+    assert cider.score_one(image, caption) == whole[10]
+
+
+def test_a_caption_equal_to_its_only_reference_scores_ten():
+    references = {"x": ["a dog runs fast today"], "y": ["two cats sleep here now"]}
+    assert CiderD(references).score_one("x", "a dog runs fast today") == pytest.approx(10.0)
+    assert CiderD(references).score_one("x", "two cats sleep here now") == 0.0
+
+
+def test_one_image_has_no_document_frequencies():
+    assert CiderD({"x": ["a dog"]}).score({"x": ["a dog"]})[0] == 0.0

@@ -1,0 +1,223 @@
+"""Training through Lightning, as `python -m src.train` does it, at sizes that take seconds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as lightning
+import torch
+
+from src.data.module import CaptionData
+from src.data.tokenizer import EnglishTokenizer
+from src.data.transforms import Preprocess
+from src.generation import BeamSearch
+from src.model import build
+from src.objectives import CrossEntropy
+from src.training import CaptioningModule
+from tests.conftest import tiny_config
+
+OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 0.01}
+# Nothing that depends on how a batch is cut: no dropout, no batch norm that learns, no normalised gradients.
+PLAIN = {"dropout": 0.0, "frozen": True, "scheduler": None, "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1}}
+SCHEDULE = {"_target_": "src.schedules.WarmupCosine", "warmup": 0.2}
+
+
+def make(shapes, seed=0, scheduler=SCHEDULE, batch_size=4, dropout=0.3, frozen=False, optimizer=OPTIMIZER):
+    torch.manual_seed(seed)
+    data = CaptionData(
+        shapes,
+        Preprocess(16),
+        EnglishTokenizer(),
+        train="train.tsv",
+        val="val.tsv",
+        min_count=1,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    model = build(tiny_config(decoder__dropout=dropout, encoder__frozen=frozen), data.vocabulary)
+    module = CaptioningModule(
+        model,
+        data.vocabulary,
+        data.tokenizer,
+        CrossEntropy(0.1),
+        BeamSearch(2, max_length=8),
+        optimizer,
+        scheduler,
+        data.images("val").captions,
+        config=tiny_config(),
+        seed=seed,
+    )
+    return module, data
+
+
+def fit(module, data, folder, ckpt=None, callbacks=(), **options):
+    options = {"max_epochs": 3, "logger": False, "enable_progress_bar": False, **options}
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        gradient_clip_val=1.0,
+        callbacks=[*callbacks],
+        **options,
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+def weights(module):
+    return {k: v.clone() for k, v in module.model.state_dict().items()}
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_same_seed_is_the_same_run(shapes, tmp_path, seed):
+    runs = []
+    for folder in ("a", "b"):
+        module, data = make(shapes, seed)
+        fit(module, data, tmp_path / folder, max_epochs=2, enable_checkpointing=False)
+        runs.append(weights(module))
+    assert_equal(*runs)
+    other, data = make(shapes, seed + 1)
+    fit(other, data, tmp_path / "c", max_epochs=2, enable_checkpointing=False)
+    assert not torch.equal(runs[0]["decoder.word.weight"], weights(other)["decoder.word.weight"])
+
+
+@pytest.mark.parametrize("stop_after", ["an epoch", "the middle of an epoch"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(shapes, tmp_path, stop_after):
+    """With dropout, a schedule, shuffling and Adam's state; 4 steps an epoch, stopped after 4 or 6 steps."""
+    module, data = make(shapes)
+    fit(module, data, tmp_path / "whole", enable_checkpointing=False)
+    expected = weights(module)
+
+    steps = 4 if stop_after == "an epoch" else 6
+    saved = tmp_path / "saved.ckpt"
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == steps and steps % 4:
+                trainer.save_checkpoint(saved)
+                trainer.should_stop = trainer.fit_loop.epoch_loop._should_stop_training = True
+                raise KeyboardInterrupt
+
+        def on_validation_end(self, trainer, module):
+            if trainer.global_step == steps and not saved.exists():
+                trainer.save_checkpoint(saved)
+
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.global_step == steps and steps % 4 == 0:
+                raise KeyboardInterrupt
+
+    module, data = make(shapes)
+    with pytest.raises(BaseException):  # noqa: B017 Lightning turns the interrupt into its own exit
+        fit(module, data, tmp_path / "first", callbacks=[Stop()], enable_checkpointing=False)
+    assert saved.exists()
+
+    module, data = make(shapes, seed=0)
+    torch.nn.init.zeros_(module.model.decoder.word.weight)  # whatever it starts from, the checkpoint decides
+    trainer = fit(module, data, tmp_path / "second", ckpt=saved, enable_checkpointing=False)
+    assert trainer.global_step == 12
+    assert_equal(expected, weights(module))
+
+
+def test_accumulated_steps_equal_one_large_batch(shapes, tmp_path):
+    """Batches of unequal token counts: dividing by the sum of counts, not averaging averages."""
+    results = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        module, data = make(shapes, batch_size=batch_size, **PLAIN)
+        fit(
+            module,
+            data,
+            tmp_path,
+            max_epochs=1,
+            accumulate_grad_batches=accumulate,
+            enable_checkpointing=False,
+            limit_val_batches=0,
+        )
+        results.append(weights(module))
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_validation_scores_come_from_generated_captions(shapes, tmp_path):
+    """Equal to captioning and scoring by hand; a teacher-forced score would differ."""
+    from src.metrics.captions import score_captions
+
+    module, data = make(shapes)
+    trainer = fit(module, data, tmp_path, max_epochs=2, enable_checkpointing=False)
+    split = data.images("val")
+    module.eval()
+    batch = next(iter(data.evaluation_dataloader("val")))
+    with torch.no_grad():
+        found = module.generation(module.model.decoder, module.model.memory(batch.images))
+    said = {
+        str(i): data.tokenizer.join(data.vocabulary.decode(row)) for i, row in enumerate(found.tokens[:, 0].tolist())
+    }
+    expected = score_captions(
+        said, {str(i): split.captions[i] for i in range(4)}, tokenizer="ptb", metrics=["Bleu_4", "CIDEr"]
+    )
+    assert float(trainer.callback_metrics["val/CIDEr"]) == pytest.approx(expected.corpus["CIDEr"], abs=1e-6)
+    assert float(trainer.callback_metrics["val/Bleu_4"]) == pytest.approx(expected.corpus["Bleu_4"], abs=1e-6)
+    loss = CrossEntropy(0.1)(module.model, batch)
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss.total / loss.count), rel=1e-4)
+
+
+def test_a_frozen_backbone_stays_as_it_was(shapes, tmp_path):
+    module, data = make(shapes, frozen=True)
+    before = {k: v.clone() for k, v in module.model.encoder.backbone.state_dict().items()}
+    fit(module, data, tmp_path, max_epochs=1, enable_checkpointing=False)
+    assert_equal(before, module.model.encoder.backbone.state_dict())
+
+
+def test_checkpoints_hold_tensors_and_plain_values(shapes, tmp_path):
+    module, data = make(shapes)
+    trainer = fit(module, data, tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer.save_checkpoint(tmp_path / "c.ckpt")
+    checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert checkpoint["vocabulary"]["words"] == data.vocabulary.words
+    assert checkpoint["config"]["decoder"]["hidden"] == 14
+
+
+TWO = """
+import sys, torch, pytorch_lightning as lightning
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.test_training import PLAIN, make, weights
+module, data = make(Path({shapes!r}), batch_size={batch}, **PLAIN)
+trainer = lightning.Trainer(accelerator="cpu", devices={devices}, strategy={strategy!r}, max_epochs=2, logger=False,
+    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+    num_sanity_val_steps=0)
+trainer.fit(module, datamodule=data)
+if trainer.is_global_zero:
+    torch.save({{"weights": weights(module), "scores": {{k: float(v) for k, v in trainer.callback_metrics.items()
+        if k.startswith("val/")}}}}, {out!r})
+"""
+
+
+def test_two_processes_equal_one(shapes, tmp_path):
+    """Two real processes (gloo) with half the batch each end with the weights and validation scores of one."""
+    results = []
+    for devices, strategy, batch in ((1, "auto", 4), (2, "ddp", 2)):
+        out, script = tmp_path / f"{devices}.pt", tmp_path / f"run{devices}.py"
+        root = str(Path(__file__).parents[1])
+        script.write_text(
+            TWO.format(root=root, shapes=str(shapes), batch=batch, devices=devices, strategy=strategy, out=str(out))
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(torch.load(out, weights_only=True))
+    for name, value in results[0]["weights"].items():
+        torch.testing.assert_close(value, results[1]["weights"][name], atol=1e-5, rtol=1e-4)
+    assert results[0]["scores"] == pytest.approx(results[1]["scores"], rel=1e-4, abs=1e-6)
