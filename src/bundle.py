@@ -105,7 +105,10 @@ def load_bundle(path: Path) -> Bundle:
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
     model = build(_without_weights(config), vocabulary)
-    result = model.load_state_dict(state, strict=False)
+    try:
+        result = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise BundleError(f"{path}: weights do not fit its config ({error})") from error
     own = model.state_dict()
     tied = {own[name].data_ptr() for name in state if name in own}
     missing = [name for name in result.missing_keys if own[name].data_ptr() not in tied]

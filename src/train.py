@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import pytorch_lightning as lightning
 import torch
+import yaml
 from omegaconf import DictConfig
 
 from src import __version__
@@ -59,6 +60,8 @@ def train(config: dict[str, Any]) -> float | None:
     torch.set_float32_matmul_precision("high")
 
     data = build_data(config, seed=config["seed"])
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
     model = build(config, vocabulary)

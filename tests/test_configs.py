@@ -1,0 +1,122 @@
+"""Every choice in conf/ and every recipe in experiments/ composes; each recipe trains a step on tiny data."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from src.config import CONF, ROOT, plain, run_name, setup
+from src.model import TRAINING, instantiate, locate
+from src.train import train
+
+CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in Path(CONF).glob("*/*.yaml"))
+EXPERIMENTS = sorted(
+    str(p.relative_to(ROOT / "experiments").with_suffix("")) for p in (ROOT / "experiments").rglob("*.yaml")
+)
+
+
+def composed(overrides: list[str], name: str = "train") -> dict:
+    setup()
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return plain(compose(name, overrides=overrides))
+
+
+def tiny(shapes: Path, folder: Path) -> list[str]:
+    """Overrides that put any recipe on the tiny data, for one step of everything."""
+    return [
+        "data=tsv",
+        f"data.root={shapes}",
+        "data.train=train.tsv",
+        "data.val=val.tsv",
+        "data.test=test.tsv",
+        "data.nouns=nouns.json",
+        "data.min_count=1",
+        f"data.cache_dir={folder / 'cache'}",
+        "data.cache_workers=0",
+        "data.workers=0",
+        f"run_dir={folder / 'run'}",
+        "transform.size=64",
+        "trainer.fast_dev_run=true",
+        "trainer.enable_progress_bar=false",
+    ]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_choice_composes(choice):
+    config = composed([f"{choice.parent}={choice.name}", "data.root=somewhere"])
+    assert config[str(choice.parent)], "the choice holds something"
+
+
+def test_every_target_exists():
+    def targets(node):
+        if isinstance(node, dict):
+            yield from ([node["_target_"]] if "_target_" in node else [])
+            for value in node.values():
+                yield from targets(value)
+
+    found = {t for choice in CHOICES for t in targets(composed([f"{choice.parent}={choice.name}", "data.root=x"]))}
+    for target in found:
+        locate(target, TRAINING)
+    assert len(found) > 15
+
+
+@pytest.mark.parametrize("encoder", ["efficientnet_lite0", "resnet50", "cnn"])
+@pytest.mark.parametrize("decoder", ["lstm", "lstm_attn"])
+def test_a_step_of_every_encoder_and_decoder(encoder, decoder, shapes, tmp_path):
+    overrides = [f"encoder={encoder}", f"decoder={decoder}", "generation=greedy", *tiny(shapes, tmp_path)]
+    if encoder == "resnet50":
+        overrides.append("encoder.backbone.weights=random")
+    train(composed(overrides))
+    assert (tmp_path / "run" / "bundle" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_step_of_every_experiment(experiment, shapes, tmp_path):
+    config = composed([f"experiments={experiment}", *tiny(shapes, tmp_path)])
+    config["evaluate_splits"] = ["val"]
+    train(config)
+    scores = (tmp_path / "run" / "eval" / "val" / "scores.json").read_text()
+    assert '"objects_named"' in scores and '"METEOR"' in scores
+
+
+def test_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert composed(["experiments=demo"])["name"] == "demo"
+
+
+def test_a_vector_encoder_with_an_attending_decoder_is_refused_in_a_sentence(shapes, tmp_path):
+    overrides = ["encoder=cnn", "encoder.backbone.head=[32]", *tiny(shapes, tmp_path)]
+    with pytest.raises(
+        ValueError, match=r"choose decoder=lstm, or give the encoder a grid \(encoder.backbone.head=null\)"
+    ):
+        train(composed(overrides))
+    train(composed([*overrides, "decoder=lstm"]))
+
+
+def test_no_attention_for_an_attending_decoder_is_refused(shapes, tmp_path):
+    with pytest.raises(ValueError, match="choose attention=additive or attention=dot"):
+        train(composed(["encoder=cnn", "~attention", *tiny(shapes, tmp_path)]))
+
+
+def test_unknown_arguments_and_foreign_classes_are_refused():
+    with pytest.raises(ValueError, match="unexpected keyword argument 'hiden'"):
+        instantiate({"_target_": "src.generation.GreedySearch", "hiden": 3})
+    for target in ("os.system", "subprocess.Popen", "torch.optim.AdamW", "src.bundle.os", "src.data.tsv.Path"):
+        with pytest.raises(ValueError, match="_target_"):
+            locate(target)
+    assert locate("torch.optim.AdamW", TRAINING)
+
+
+def test_fields_that_the_code_reads_are_all_there_is():
+    """The data group's fields are the data module's arguments, or read by name in the source."""
+    source = "".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
+    for name in ("train", "evaluate"):
+        config = composed(["data.root=x"] if name == "train" else ["model=x"], name)
+        for field in config:
+            assert f'["{field}"]' in source or f'.get("{field}")' in source, field
+        for field in config["data"]:
+            assert f'"{field}"' in source or f" {field}:" in source, field
+
+
+def test_a_run_without_hydra_has_a_name():
+    assert run_name() == "unnamed"
