@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig
 
 from src.captioner import Captioner
-from src.config import CONF, one_sentence, plain
+from src.config import CONF, one_sentence, plain, precision
 from src.data.features import state_digest
 from src.evaluation import evaluate, report_scores
 from src.model import instantiate
@@ -43,6 +43,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         captioner.model.encoder,
         [split],
         captioner.device.type,
+        precision(config["precision"], captioner.device.type),
     )
     evaluate(
         captioner,

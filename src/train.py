@@ -16,6 +16,7 @@ from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
 from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
 from src.data.module import CaptionData
+from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores, write_atomically
 from src.model import TRAINING, build, instantiate
 from src.training import CaptioningModule
@@ -40,16 +41,18 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
     )
 
 
-def cache_features(config: dict[str, Any], data: CaptionData, encoder: Any, names: list[str], kind: str) -> None:
+def cache_features(
+    config: dict[str, Any], data: CaptionData, encoder: Encoder, names: list[str], kind: str, arithmetic: str
+) -> None:
     """Cache a frozen backbone's features of these splits, unless `data.cache` is off."""
-    if encoder.frozen and config["data"].get("cache", True):
+    if encoder.frozen and config["data"]["cache"]:
         data.cache_features(
             encoder,
             config["encoder"]["backbone"],
             names,
-            device=device() if kind == "auto" else kind,
-            precision=autocast_dtype(precision("auto", device())),
-            workers=config["data"].get("cache_workers", 2),
+            device=kind,
+            precision=autocast_dtype(arithmetic),
+            workers=config["data"]["cache_workers"],
         )
 
 
@@ -62,6 +65,11 @@ def train(config: dict[str, Any]) -> float | None:
     data = build_data(config, seed=config["seed"])
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    if "val" not in data.tables:
+        raise ValueError(
+            "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "
+            "data.split=[0.9,0.05,0.05] to divide data.train by picture"
+        )
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
     model = build(config, vocabulary)
@@ -81,7 +89,7 @@ def train(config: dict[str, Any]) -> float | None:
         instantiate(config["generation"]),
         config["optimizer"],
         config["scheduler"],
-        data.images("val").captions if "val" in data.tables else (),
+        data.images("val").captions,
         config["validation_metrics"],
         kept,
         config["seed"],
@@ -89,7 +97,7 @@ def train(config: dict[str, Any]) -> float | None:
     options = dict(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
-    cache_features(config, data, model.encoder, [n for n in ("train", "val") if n in data.tables], kind)
+    cache_features(config, data, model.encoder, ["train", "val"], kind, options["precision"])
     callbacks = [instantiate(c, TRAINING) for c in (config["callbacks"] or {}).values() if c]
     loggers = [instantiate(c, TRAINING) for c in (config["logger"] or {}).values() if c]
     trainer = lightning.Trainer(
@@ -125,7 +133,7 @@ def train(config: dict[str, Any]) -> float | None:
         captioner.config = kept
         scores: dict[str, Any] = {}
         wanted = [name for name in config["evaluate_splits"] or [] if name in data.tables]
-        cache_features(config, data, bundle.model.encoder, wanted, kind)
+        cache_features(config, data, bundle.model.encoder, wanted, kind, options["precision"])
         for split in wanted:
             output = run / "eval" / split
             scores = evaluate(

@@ -1,0 +1,113 @@
+"""The commands in the README and docs/ run: trainings as one step on tiny data, the rest as they stand."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src import caption, evaluate
+from src.bundle import Bundle, bundle_config, save_bundle
+from src.config import ROOT
+from src.data.vocabulary import Vocabulary
+from src.model import build
+from src.prepare import __main__ as prepare
+from src.train import train
+from tests.conftest import tiny_config
+from tests.test_configs import composed, tiny
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+
+
+def commands(module: str) -> list[list[str]]:
+    """All calls of `python -m module` in the pages' bash blocks, as arguments."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if f"-m {module}" in line:
+                    found.append(words[words.index(module) + 1 :])
+    return found
+
+
+def identify(arguments: list[str]) -> str:
+    return " ".join(arguments)[:80]
+
+
+@pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
+def test_training_commands(arguments, shapes, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    swept = [re.sub(r"=([^\[,]+),.*", r"=\1", a) for a in arguments if a != "-m"]  # one job of a sweep
+    mine = [a for a in swept if a.split("=")[0] not in ("data", "data.root", "data.train", "data.split", "data.val")]
+    mine = [a for a in mine if a.split("=")[0] not in ("data.test", "data.make.language", "ckpt")]
+    extra = ["encoder.backbone.weights=random"] if "encoder=resnet50" in mine else []
+    train(composed([*mine, *tiny(shapes, tmp_path), *extra]))
+    assert (tmp_path / "run" / "bundle" / "config.yaml").exists()
+    composed(arguments if "-m" not in arguments else swept)  # and as it stands
+
+
+@pytest.fixture
+def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    save_bundle(tmp_path / "bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize("arguments", commands("src.evaluate"), ids=identify)
+def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
+    config = composed(arguments, "evaluate")
+    config["data"] |= {"root": str(shapes), "cache_dir": str(tmp_path / "cache"), "make": None, "workers": 0}
+    config |= {"model": str(bundle), "output": str(tmp_path / "eval")}
+    evaluate.run(config)
+    assert json.loads((tmp_path / "eval" / "scores.json").read_text())["images"] > 0
+
+
+@pytest.mark.parametrize("arguments", commands("src.caption"), ids=identify)
+def test_caption_commands(arguments, bundle, shapes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_data").symlink_to(shapes)
+    (tmp_path / "my_data_photos").symlink_to(shapes / "images")
+    arguments = [a.replace("my_data/photos", "my_data_photos") for a in arguments]
+    arguments[arguments.index("--model") + 1] = str(bundle)
+    assert caption.main(arguments) == 0
+    assert len((tmp_path / "captions.tsv").read_text().splitlines()) == 24
+
+
+@pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
+def test_preparation_commands(arguments, tmp_path):
+    folder = next(i for i, a in enumerate(arguments) if a.startswith("data/"))
+    arguments[folder] = str(tmp_path / "made")
+    if "--images" in arguments:
+        del arguments[arguments.index("--images") : arguments.index("--images") + 2]
+    assert prepare.main([*arguments, "--images", "40"]) == 0
+    assert (tmp_path / "made" / "train.tsv").exists()
+
+
+def test_there_are_commands_of_each_kind():
+    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare")] == [True] * 4
+
+
+def test_pages_name_only_files_that_are_there():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_group_table_names_what_conf_holds():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for folder in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir()):
+        assert f"`{folder.name}`" in readme, folder.name
+        for choice in folder.glob("*.yaml"):
+            assert f"`{choice.stem}`" in readme, choice
+
+
+def test_every_config_field_is_commented():
+    """A choice says in a comment what it is, and so does every field whose name does not."""
+    for path in sorted((ROOT / "conf").glob("*/*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert yaml.safe_load("\n".join(lines)), path
+        assert lines[0].startswith("#") or path.parent.name == "callbacks", path
