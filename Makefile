@@ -12,11 +12,11 @@ help: ## list the targets
 
 install: $(VENV)/installed ## make .venv and install everything into it
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --progress-bar on -e '.[java,scenes,wandb,dev]'
+	$(RUN) -m pip install -c constraints.txt -e '.[java,scenes,wandb,dev]'
 	@touch $@
 
 demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few minutes on a laptop's CPU

@@ -88,7 +88,7 @@ def train(config: dict[str, Any]) -> float | None:
         instantiate(config["objective"]),
         instantiate(config["generation"]),
         config["optimizer"],
-        config["scheduler"],
+        config.get("scheduler"),
         data.images("val").captions,
         config["validation_metrics"],
         kept,
@@ -98,8 +98,8 @@ def train(config: dict[str, Any]) -> float | None:
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
     cache_features(config, data, model.encoder, ["train", "val"], kind, options["precision"])
-    callbacks = [instantiate(c, TRAINING) for c in (config["callbacks"] or {}).values() if c]
-    loggers = [instantiate(c, TRAINING) for c in (config["logger"] or {}).values() if c]
+    callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(
         **options,
         callbacks=callbacks,
@@ -131,6 +131,7 @@ def train(config: dict[str, Any]) -> float | None:
             precision_name=options["precision"],
         )
         captioner.config = kept
+        save_bundle(run / "bundle", bundle)  # before the scores, so that no failure there loses it
         scores: dict[str, Any] = {}
         wanted = [name for name in config["evaluate_splits"] or [] if name in data.tables]
         cache_features(config, data, bundle.model.encoder, wanted, kind, options["precision"])
@@ -146,7 +147,8 @@ def train(config: dict[str, Any]) -> float | None:
                 limit=data.eval_batch_size if options.get("fast_dev_run") else None,
             )
             report_scores(config["name"], output)
-        save_bundle(run / "bundle", bundle, scores)
+        if scores:
+            save_bundle(run / "bundle", bundle, scores)
         write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")
     return None if score is None else float(score)
