@@ -5,10 +5,10 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint clean
+.PHONY: help install demo test test-flickr8k lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## make .venv and install everything into it
 
@@ -29,10 +29,10 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@echo "It knows drawings only; for photographs, train on your own TSV (README.md)."
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
-	$(RUN) -m pytest -m 'not slow and not flickr8k'
+	$(RUN) -m pytest -m 'not flickr8k'
 
-test-slow: $(VENV)/installed ## everything, also what takes minutes or needs FLICKR8K=<folder>
-	$(RUN) -m pytest
+test-flickr8k: $(VENV)/installed ## a short training on Flickr8k's photographs, their folder in FLICKR8K
+	$(RUN) -m pytest -m flickr8k
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -22,7 +22,7 @@ def find_pictures(arguments: Sequence[str]) -> list[Path]:
         ValueError: an argument that names nothing, or a folder without pictures.
     """
     Image.init()
-    known = set(Image.EXTENSION)
+    known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument)
@@ -67,13 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pictures = find_pictures(options.pictures)
         captioner = Captioner.load(options.model, device_name=options.device)
-        if options.beam:
-            limits = {
-                k: v
-                for k, v in captioner.config["generation"].items()
-                if k in ("max_length", "min_length", "no_repeat_ngram")
-            }
-            captioner.generation = BeamSearch(options.beam, **limits)
+        if options.beam is not None:
+            own = {k: v for k, v in captioner.config["generation"].items() if k not in ("_target_", "beam_size")}
+            captioner.generation = BeamSearch(options.beam, **own)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -81,7 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from src.report import attention_figure
 
         options.attention.mkdir(parents=True, exist_ok=True)
+        if not captioner.model.decoder.attends:
+            print("--attention: this captioner does not attend, so there is nothing to draw", file=sys.stderr)
     failed = 0
+    drawn: dict[str, int] = {}  # pictures of one name in several folders
     partial = options.output.with_name(options.output.name + ".partial") if options.output else None
     if partial:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figure = attention_figure(
                     image, caption.words, caption.attention, caption.boxes, fit=captioner.preprocess.fit
                 )
-                figure.save(options.attention / f"{path.stem}.png")
+                drawn[path.stem] = drawn.get(path.stem, 0) + 1
+                number = f"-{drawn[path.stem]}" if drawn[path.stem] > 1 else ""
+                figure.save(options.attention / f"{path.stem}{number}.png")
         bar.update(len(readable))
     bar.close()
     if partial:

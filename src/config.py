@@ -30,7 +30,13 @@ class ExperimentsPath(SearchPathPlugin):
         search_path.append("captionary", f"file://{ROOT}")
 
 
-NOT_IN_NAME = ("name", "ckpt", "experiments", "data", "trainer", "logger", "callbacks", "hydra", "evaluate_splits")
+NOT_IN_NAME = {
+    *("name", "run_dir", "ckpt", "overwrite", "experiments", "data", "evaluate_splits"),
+    *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
+    *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
+    *("trainer.log_every_n_steps", "trainer.max_time"),
+}
+"""Overrides that change where, how fast or how visibly a run learns, not what."""
 
 
 def run_name() -> str:
@@ -44,9 +50,7 @@ def run_name() -> str:
     parts = []
     for override in sorted(hydra.overrides.task):
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0].split("/")[0] in NOT_IN_NAME and not key.startswith("data."):
-            continue
-        if key in ("data.workers", "data.cache_dir", "data.verify"):
+        if key in NOT_IN_NAME or key.split(".")[0] in ("logger", "hydra"):
             continue
         parts.append(f"{key}={Path(value).name if '/' in value else value}")
     name = ",".join([base, *parts])
@@ -103,11 +107,14 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapped(config: DictConfig) -> Any:
         try:
             return main(config)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             log.debug("", exc_info=True)
-            sys.exit(f"error: {error}")
+            message = str(error)
+            if message.startswith("Caught "):  # from a loading process: its traceback, ending in the sentence
+                message = message.rstrip().splitlines()[-1].partition(": ")[2]
+            sys.exit(f"error: {message}")
 
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = main.__name__, main.__doc__, main.__module__
     return wrapped

@@ -10,7 +10,8 @@ from omegaconf import DictConfig
 from src.captioner import Captioner
 from src.config import CONF, one_sentence, plain, precision
 from src.data.features import state_digest
-from src.evaluation import evaluate, report_scores
+from src.data.module import CaptionData
+from src.evaluation import evaluate, references_digest, report_scores
 from src.model import instantiate
 from src.train import build_data, cache_features, nouns_file
 
@@ -25,8 +26,6 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         captioner.config["generation"] = config["generation"]
     split = config["split"]
     output = Path(config["output"] or Path("runs") / "evaluate" / split)
-    if config["reuse"] and _scored_before(output, captioner, split, config):
-        return report_scores(config["model"], output)
     data = build_data(
         {
             "data": config["data"],
@@ -34,9 +33,10 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
             "tokenizer": captioner.config["tokenizer"],
         },
         vocabulary=captioner.vocabulary,
-        seed=config["seed"],
     )
     data.images(split)  # an unknown split is refused before any work
+    if config["reuse"] and _scored_before(output, captioner, data, config):
+        return report_scores(config["model"], output)
     cache_features(
         {"data": config["data"], "encoder": captioner.config["encoder"]},
         data,
@@ -53,21 +53,22 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         metrics=config["metrics"],
         nouns=nouns_file(config),
         pictures=config["pictures"],
-        meta={"model": str(config["model"]), "seed": config["seed"]},
+        meta={"model": str(config["model"]), "seed": captioner.config["provenance"].get("seed")},
         limit=config["limit"],
     )
     return report_scores(config["model"], output)
 
 
-def _scored_before(output: Path, captioner: Captioner, split: str, config: dict[str, Any]) -> bool:
-    """Whether `output` holds whole scores of these very weights, this search and this split."""
-    if not (output / "scores.json").exists() or not (output / "report.html").exists():
+def _scored_before(output: Path, captioner: Captioner, data: CaptionData, config: dict[str, Any]) -> bool:
+    """Whether `output` holds the scores of these very weights, search, references and metrics."""
+    if not (output / "meta.json").exists():
         return False
     meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
     return bool(
         meta["model_weights"] == state_digest(captioner.model)
         and meta["generation"] == captioner.config["generation"]
-        and (meta["data"], meta["split"], meta["limit"]) == (str(config["data"]["root"]), split, config["limit"])
+        and meta["references"] == references_digest(data, config["split"], config["limit"])
+        and meta["metrics"] == list(config["metrics"])
     )
 
 

@@ -39,7 +39,7 @@ def code_version() -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or none of it."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
@@ -121,13 +121,13 @@ def evaluate(
     scores["images"] = len(names)
     scores["encoder_weights"] = captioner.model.encoder.backbone.weights_used
 
-    fingerprint = hashlib.sha256(json.dumps(references, ensure_ascii=False).encode()).hexdigest()[:16]
     record = {
         "model_weights": state_digest(captioner.model),
-        "data": str(data.root),
+        "data": data.root.resolve().name,
         "split": split,
         "limit": limit,
-        "references": fingerprint,
+        "references": references_digest(data, split, limit),
+        "metrics": list(metrics),
         "tokenization": result.tokenizer,
         "generation": captioner.config.get("generation"),
         "not_computed": result.not_computed,
@@ -136,8 +136,8 @@ def evaluate(
         **(meta or {}),
     }
     output.mkdir(parents=True, exist_ok=True)
+    (output / "meta.json").unlink(missing_ok=True)
     write_atomically(output / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
     write_atomically(output / "captions.tsv", "".join(f"{name}\t{text}\n" for name, text in candidates.items()))
     _write_per_image(output / "per_image.csv", candidates, result.per_image)
     examples = [
@@ -161,7 +161,16 @@ def evaluate(
         examples=examples,
         fit=captioner.preprocess.fit,
     )
+    # Last, so that it never stands beside older results.
+    write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
     return scores
+
+
+def references_digest(data: CaptionData, split: str, limit: int | None = None) -> str:
+    """A digest of a split's images, in order, and their references."""
+    table = data.tables[split]
+    rows = list(zip(table.images, table.captions, strict=True))[:limit]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _write_per_image(path: Path, captions: Mapping[str, str], scores: Mapping[str, Mapping[str, float]]) -> None:

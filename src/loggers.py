@@ -1,13 +1,36 @@
-"""Weights & Biases where there is a key, its offline mode where there is none."""
+"""Lightning's loggers, where they lose something or need a network."""
 
+import csv
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 log = logging.getLogger(__name__)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, which begins metrics.csv anew in every process; this one goes on with what is there, so
+    that a resumed run keeps its history."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, with the rows of an earlier process."""
+        if self._experiment is not None:
+            return self._experiment
+        path, rows = Path(self.log_dir) / "metrics.csv", []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        writer: Any = super().experiment
+        if rows:
+            writer.metrics = rows
+            writer.save()
+        return writer
 
 
 class WandbOrOffline(WandbLogger):

@@ -11,7 +11,6 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from src import __version__
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
 from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
     """The data module of a config's `data`, `transform` and `tokenizer`; makes built-in data that is not there yet."""
     data = {k: v for k, v in config["data"].items() if k not in ("make", "nouns", "cache", "cache_workers")}
-    if config["data"].get("make") and not (Path(data["root"]) / "scenes.json").exists():
+    if config["data"].get("make"):
         from src.prepare.scenes import make_scenes
 
         make_scenes(Path(data["root"]), **config["data"]["make"])
@@ -59,6 +58,15 @@ def cache_features(
 def train(config: dict[str, Any]) -> float | None:
     """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps."""
     run = Path(config["run_dir"])
+    trial = bool(config["trainer"].get("fast_dev_run"))
+    if trial:
+        run = run.with_name(run.name + ".fast_dev_run")  # a trial never touches a real run
+    elif config["ckpt"] is None and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
+        raise ValueError(
+            f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
+        )
+    elif config["ckpt"] is None:
+        (run / "metrics.csv").unlink(missing_ok=True)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -74,9 +82,9 @@ def train(config: dict[str, Any]) -> float | None:
     log.info("%s", vocabulary.summary())
     model = build(config, vocabulary)
     provenance = {
-        "version": code_version() or __version__,
+        "version": code_version(),
         "encoder_weights": model.encoder.backbone.weights_used,
-        "data": str(data.root),
+        "data": data.root.resolve().name,
         "seed": config["seed"],
         "trained_on": f"{len(data.images('train'))} images",
     }
@@ -115,10 +123,7 @@ def train(config: dict[str, Any]) -> float | None:
 
     best = trainer.checkpoint_callback
     best_path = getattr(best, "best_model_path", "")
-    if best_path and not options.get("fast_dev_run"):
-        bundle = load_bundle(Path(best_path))
-    else:
-        bundle = Bundle(model.eval(), vocabulary, kept)
+    bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score = getattr(best, "best_model_score", None)
     if trainer.is_global_zero:
         captioner = Captioner(
@@ -144,12 +149,13 @@ def train(config: dict[str, Any]) -> float | None:
                 output,
                 nouns=nouns_file(config),
                 meta={"model": str(run), "seed": config["seed"]},
-                limit=data.eval_batch_size if options.get("fast_dev_run") else None,
+                limit=data.eval_batch_size if trial else None,
             )
             report_scores(config["name"], output)
         if scores:
             save_bundle(run / "bundle", bundle, scores)
-        write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
+        if not trial:
+            write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")
     return None if score is None else float(score)
 

@@ -99,8 +99,10 @@ class CaptioningModule(lightning.LightningModule):
         optimizer = instantiate(self.optimizer_config, TRAINING, params=groups)
         if self.scheduler_config is None:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = instantiate(self.scheduler_config, TRAINING, optimizer=optimizer, total_steps=steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
+        scheduler = instantiate(self.scheduler_config, TRAINING, optimizer=optimizer, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---------------------------------------------------------------- validation
@@ -113,7 +115,7 @@ class CaptioningModule(lightning.LightningModule):
             batch = batch._replace(images=self.model.encoder.regions(batch.images))
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach().cpu().double()
         captions = self.generation(self.model.decoder, self.model.memory(batch.images))
         self.generated.update(batch.index, captions.tokens[:, 0])
 
@@ -121,6 +123,7 @@ class CaptioningModule(lightning.LightningModule):
         names = sorted(self.sums)
         sums = torch.stack([self.sums[name] for name in names])
         if self.trainer.world_size > 1:
+            sums = sums.to(self.device)  # where the processes' backend exchanges tensors
             torch.distributed.all_reduce(sums)
         values = dict(zip(names, sums.tolist(), strict=True))
         tokens = values.pop("tokens")

@@ -1,5 +1,6 @@
 """The commands as a user calls them: train, resume, evaluate, caption, in one small run."""
 
+import csv
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ from src import caption
 from src.config import ROOT
 
 
-def call(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "WANDB_MODE": "offline"}
+def call(*arguments: str, expect: int = 0, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HOME": str(home or Path.home())}
+    environment = {k: v for k, v in environment.items() if not k.startswith("WANDB_")}
     done = subprocess.run(
         [sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -89,9 +91,34 @@ def test_a_run_leaves_all_it_promises(run):
 def test_resuming_goes_on_and_a_finished_run_stays_as_it_is(run, settings):
     _, overrides = settings
     weights = (run / "bundle" / "model.safetensors").read_bytes()
+    history = (run / "metrics.csv").read_text()
+    assert "ckpt=last" in call("src.train", *overrides, expect=1).stderr, (
+        "a run that is there is never overwritten unasked"
+    )
     done = call("src.train", *overrides, "ckpt=last")
     assert "max_epochs=2` reached" in done.stdout + done.stderr
     assert (run / "bundle" / "model.safetensors").read_bytes() == weights
+    assert (run / "metrics.csv").read_text().startswith(history)
+    longer = [*overrides, f"run_dir={run.parent / 'longer'}"]
+    call("src.train", *longer, "trainer.max_epochs=1", "evaluate_splits=[]")
+    call("src.train", *longer, "trainer.max_epochs=3", "evaluate_splits=[]", "ckpt=last")
+    with (run.parent / "longer" / "metrics.csv").open() as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file) if row["val/CIDEr"]]
+    assert epochs == ["0", "1", "2"]
+
+
+def test_two_processes_train_and_score(settings, tmp_path):
+    """The whole command on two real processes (gloo)."""
+    _, overrides = settings
+    two = ["trainer.accelerator=cpu", "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_epochs=1"]
+    call("src.train", *overrides, *two, f"run_dir={tmp_path / 'two'}")
+    assert json.loads((tmp_path / "two/eval/val/scores.json").read_text())["images"] == 4
+    assert (tmp_path / "two/bundle/model.safetensors").exists()
+
+
+def test_without_validation_pictures_it_says_what_to_do(shapes, tmp_path):
+    done = call("src.train", "data=tsv", f"data.root={shapes}", "data.train=train.tsv", f"run_dir={tmp_path}", expect=1)
+    assert "data.split=[0.9,0.05,0.05]" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_evaluate_a_bundle_and_a_checkpoint_alike(run, shapes, tmp_path):
@@ -124,14 +151,9 @@ def test_errors_of_a_run_are_one_sentence(shapes, tmp_path):
 
 def test_wandb_runs_offline_without_a_key(settings, tmp_path):
     _, overrides = settings
-    call(
-        "src.train",
-        *overrides,
-        "logger=wandb",
-        f"run_dir={tmp_path / 'w'}",
-        "trainer.max_epochs=1",
-        "evaluate_splits=[]",
-    )
+    folder = f"run_dir={tmp_path / 'w'}"
+    done = call("src.train", *overrides, "logger=wandb", folder, "evaluate_splits=[]", home=tmp_path)
+    assert "no W&B key here" in done.stdout + done.stderr
     assert list((tmp_path / "w" / "wandb").glob("offline-run-*"))
     assert (tmp_path / "w" / "metrics.csv").exists()
 
@@ -142,7 +164,7 @@ def test_a_sweep_trains_every_choice(settings, tmp_path):
     done = call(
         "src.train", "-m", *kept, "decoder=lstm,lstm_attn", f"run_dir={tmp_path}/${{name}}", "trainer.fast_dev_run=true"
     )
-    bundles = sorted(p.parent.name for p in tmp_path.rglob("bundle"))
+    bundles = list(tmp_path.rglob("bundle"))
     assert len(bundles) == 2, done.stdout[-2000:]
 
 
@@ -156,8 +178,10 @@ def test_caption_files_folders_and_globs(run, shapes, tmp_path, capsys):
     rows = [line.split("\t") for line in output.read_text().splitlines()]
     assert [Path(r[0]).name for r in rows] == [f"{i:02d}.png" for i in range(24)]
     assert rows[0][1] == text
-    assert caption.main([*model, str(shapes / "images" / "0*.png"), "--beam", "1"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 10
+    assert caption.main([*model, str(shapes / "images" / "0*.png"), "--beam", "5"]) == 0
+    same = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[1] for line in same] == [r[1] for r in rows[:10]], "the bundle's own beam is 5 too"
+    assert caption.main([*model, str(shapes / "images" / "00.png"), "--beam", "0"]) == 2
 
 
 def test_caption_draws_attention(run, shapes, tmp_path):

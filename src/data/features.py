@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def _build(
         batch_size,
         num_workers=workers,
         worker_init_fn=_one_thread,
-        multiprocessing_context="fork" if workers and os.name == "posix" else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     encoder = encoder.to(device).eval()
     encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

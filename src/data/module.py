@@ -166,7 +166,8 @@ class CaptionData(lightning.LightningDataModule):
     Args:
         root: the folder that image paths and the TSVs are relative to.
         train, val, test: TSV files; any may be None. Only `train` and `split` given: one file, split by image.
-        split: fractions (train, val, test) for one file, by image, seeded.
+        split: fractions (train, val, test) for one file, by image.
+        split_seed: of that division alone, so that runs with other seeds share their test pictures.
         preprocess: how a picture becomes pixels.
         tokenizer: how a caption becomes words.
         min_count, max_size: limits of the vocabulary, built from the training captions only.
@@ -179,7 +180,7 @@ class CaptionData(lightning.LightningDataModule):
         verify: none, exists or decode: how images are checked.
         on_bad_row: error, or skip (counted, and listed in `skipped.tsv`).
         cache_dir: where verified images and cached features are remembered.
-        seed: of the split and of the order.
+        seed: of the order.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class CaptionData(lightning.LightningDataModule):
         val: str | None = None,
         test: str | None = None,
         split: Sequence[float] | None = None,
+        split_seed: int = 0,
         min_count: int = 5,
         max_size: int | None = None,
         vocabulary: Vocabulary | None = None,
@@ -218,7 +220,9 @@ class CaptionData(lightning.LightningDataModule):
                 raise ValueError(
                     f"data.split divides one file: give data.train alone, not {', '.join(given) or 'none'}"
                 )
-            parts = split_by_image(self._read(str(train)), list(split), seed)
+            if not 2 <= len(split) <= len(SPLITS):
+                raise ValueError(f"data.split={list(split)}: give the fractions of train, val and perhaps test")
+            parts = split_by_image(self._read(str(train)), list(split), split_seed)
             self.tables = {name: part for name, part in zip(SPLITS, parts, strict=False) if part.images}
         else:
             self.tables = {name: self._read(file) for name, file in files.items() if file}
@@ -241,8 +245,11 @@ class CaptionData(lightning.LightningDataModule):
         table = read_tsv(
             path, self.root, on_bad_row=self.on_bad_row, verify=self.verify, cache_dir=self.cache_dir / "verified"
         )
+        listed = self.cache_dir / f"{self.root.resolve().name}.{path.stem}.skipped.tsv"
         if table.skipped:
-            write_skipped(self.cache_dir / f"{path.stem}.skipped.tsv", table.skipped)
+            write_skipped(listed, table.skipped)
+        else:
+            listed.unlink(missing_ok=True)  # an earlier list is no longer true
         return table
 
     def images(self, name: str) -> CaptionedImages:
@@ -307,14 +314,14 @@ class CaptionData(lightning.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume_at = state_dict["done"]
 
-    def evaluation_dataloader(self, name: str) -> "BatchLoader":
-        """Every image of a split once, with all its captions."""
+    def evaluation_dataloader(self, name: str, rank: int = 0, world: int = 1) -> "BatchLoader":
+        """Every image of a split once, with all its captions; or this rank's share of them."""
         split = self.images(name)
-        order = EvaluationOrder([len(c) for c in split.captions], self.eval_batch_size, *self._world())
+        order = EvaluationOrder([len(c) for c in split.captions], self.eval_batch_size, rank, world)
         return self._loader(split, order)
 
     def val_dataloader(self) -> "list[BatchLoader]":
-        return [self.evaluation_dataloader("val")] if "val" in self.tables else []
+        return [self.evaluation_dataloader("val", *self._world())] if "val" in self.tables else []
 
 
 def _as_it_is(batch: Any) -> Any:

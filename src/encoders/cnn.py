@@ -70,10 +70,10 @@ class CNN(Backbone):
         if weights == "imagenet":
             raise ValueError("encoder.backbone.weights=imagenet: `cnn` has no published weights; use random or a file")
         if weights not in ("auto", "random"):
-            from src.encoders.pretrained import load_state_file
+            from src.encoders.pretrained import file_description, load_into, load_state_file
 
-            self.load_state_dict(load_state_file(weights))
-            self.weights_used = f"file {weights}"
+            load_into(self, load_state_file(weights), f"weights={weights}")
+            self.weights_used = file_description(weights)
 
     def forward(self, pixels: Tensor) -> Tensor:
         if min(pixels.shape[-2:]) < 2 ** (len(self.layers) // 4):

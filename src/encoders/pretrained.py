@@ -1,5 +1,6 @@
 """Known backbones from timm and torchvision, and where their ImageNet weights come from."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -48,6 +49,11 @@ def load_state_file(path: str | Path) -> OrderedDict[str, Tensor]:
     return OrderedDict(state)
 
 
+def file_description(path: str | Path) -> str:
+    """A weights file in words: its name and content, not where it lies."""
+    return f"file {Path(path).name} (sha256 {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]})"
+
+
 def load_into(network: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
     """Load a state dict into a network by name; leftover classifier weights are dropped, anything else must fit."""
     classifier = ("fc.", "classifier.", "head.")
@@ -86,12 +92,12 @@ class PretrainedBackbone(Backbone):
     there are none, `random` is a fresh start, anything else is the path of a state dict."""
 
     def choose_weights(self, network: nn.Module, name: str, weights: str) -> None:
-        if weights in ("random", "none"):
+        if weights == "random":
             self.weights_used = "random"
             return
         if weights not in ("auto", "imagenet"):
             load_into(network, load_state_file(weights), f"weights={weights}")
-            self.weights_used = f"file {weights}"
+            self.weights_used = file_description(weights)
             log.info("%s: weights from %s", name, weights)
             return
         try:
@@ -166,6 +172,8 @@ class TorchvisionBackbone(PretrainedBackbone):
 
     def __init__(self, name: str = "resnet50", weights: str = "auto") -> None:
         super().__init__(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+        if not name.startswith(("resnet", "resnext", "wide_resnet")):
+            raise ValueError(f"encoder.backbone.name={name}: this class takes torchvision's ResNets, e.g. resnet50")
         network = torchvision.models.get_model(name, weights=None)
         self.width = network.fc.in_features
         network.fc = nn.Identity()

@@ -96,13 +96,20 @@ def test_evaluation_sees_every_image_once(world):
 
 def test_one_file_split_by_image(shapes, tmp_path):
     data = CaptionData(
-        shapes, Preprocess(8), EnglishTokenizer(), train="train.tsv", split=[0.5, 0.25, 0.25], min_count=1, seed=3
+        shapes, Preprocess(8), EnglishTokenizer(), train="train.tsv", split=[0.5, 0.25, 0.25], min_count=1, split_seed=3
     )
     parts = [set(data.images(name).images) for name in ("train", "val", "test")]
     assert [len(p) for p in parts] == [8, 4, 4]
     assert len(set.union(*parts)) == 16
     again = CaptionData(
-        shapes, Preprocess(8), EnglishTokenizer(), train="train.tsv", split=[0.5, 0.25, 0.25], min_count=1, seed=3
+        shapes,
+        Preprocess(8),
+        EnglishTokenizer(),
+        train="train.tsv",
+        split=[0.5, 0.25, 0.25],
+        min_count=1,
+        split_seed=3,
+        seed=9,
     )
     assert [set(again.images(name).images) for name in ("train", "val", "test")] == parts
 
@@ -119,6 +126,7 @@ def test_workers_give_the_same_batches(data):
     [
         ({}, "no TSV given"),
         ({"val": "val.tsv"}, "data.train is not set"),
+        ({"train": "train.tsv", "split": [0.25] * 4}, "fractions of train, val and perhaps test"),
         ({"train": "train.tsv", "val": "val.tsv", "split": [0.9, 0.1]}, "give data.train alone"),
     ],
 )
@@ -148,7 +156,7 @@ def test_bad_rows_are_skipped_counted_and_listed(shapes, tmp_path):
         cache_dir=tmp_path / "c",
     )
     assert data.images("train").images == ["images/00.png"]
-    listed = (tmp_path / "c" / "t.skipped.tsv").read_text()
+    listed = (tmp_path / "c" / f"{tmp_path.name}.t.skipped.tsv").read_text()
     assert "images/none.png" in listed and len(listed.splitlines()) >= 2
 
 
