@@ -76,7 +76,7 @@ def load_bundle(path: Path) -> Bundle:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / "config.yaml").exists() and (path / "bundle" / "config.yaml").exists():
+        if not (path / "vocabulary.json").exists() and (path / "bundle" / "config.yaml").exists():
             path = path / "bundle"  # a run's folder stands for its bundle
         for name in ("config.yaml", "vocabulary.json", "model.safetensors"):
             if not (path / name).exists():

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
@@ -23,11 +26,30 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = str(ROOT / "conf")
 
 
+class ExperimentsSource(FileConfigSource):
+    """The repository's root as a place of configs, of which only `experiments/` is seen."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "experiments"
+
+    def is_group(self, config_path: str) -> bool:
+        return config_path.split("/")[0] in ("", "experiments") and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        return config_path.split("/")[0] == "experiments" and super().is_config(config_path)
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        if not config_path:
+            return ["experiments"] if results_filter in (None, ObjectType.GROUP) else []
+        return super().list(config_path, results_filter)
+
+
 class ExperimentsPath(SearchPathPlugin):
     """Makes `experiments/`, beside `conf/`, a config group from any working folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("captionary", f"file://{ROOT}")
+        search_path.append("captionary", f"experiments://{ROOT}")
 
 
 NOT_IN_NAME = {
@@ -62,6 +84,7 @@ def run_name() -> str:
 
 def setup() -> None:
     """Register what the configs use. Called on import; harmless twice."""
+    SourcesRegistry.instance().register(ExperimentsSource)
     Plugins.instance().register(ExperimentsPath)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -48,6 +48,7 @@ def settings(shapes, tmp_path_factory):
         "decoder.dropout=0.0",
         "optimizer.lr=0.01",
         "trainer.max_epochs=2",
+        "trainer.log_every_n_steps=1",
         "trainer.precision=32-true",
         f"run_dir={folder / 'run'}",
     ]

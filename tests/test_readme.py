@@ -59,6 +59,8 @@ def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
 def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
     config = composed(arguments, "evaluate")
     config["data"] |= {"root": str(shapes), "cache_dir": str(tmp_path / "cache"), "make": None, "workers": 0}
+    if config["data"]["split"]:
+        config["data"] |= {"train": "train.tsv", "split": [0.5, 0.25, 0.25]}
     config |= {"model": str(bundle), "output": str(tmp_path / "eval")}
     evaluate.run(config)
     assert json.loads((tmp_path / "eval" / "scores.json").read_text())["images"] > 0
