@@ -47,7 +47,7 @@ class WandbOrOffline(WandbLogger):
             raise ValueError("logger=wandb: `pip install wandb` first, or choose logger=default") from error
         offline = "WANDB_MODE" not in os.environ and not wandb.api.api_key
         if offline:
-            os.environ["WANDB_MODE"] = "offline"  # Lightning's own switch still asks for a key
+            options["mode"] = "offline"  # Lightning's own switch still asks for a key
             log.warning("no W&B key here: logging offline to %s; `wandb sync` sends it later", save_dir)
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         super().__init__(save_dir=save_dir, offline=offline, **options)
