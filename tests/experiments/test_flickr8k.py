@@ -17,20 +17,19 @@ pytestmark = [
 ]
 
 
-def test_half_an_epoch_learns_to_describe_photographs(tmp_path):
-    """140 of the recipe's steps, two minutes after its features are cached; seed 0 gave CIDEr-D FLICKR_SHORT."""
+def test_an_epoch_learns_to_describe_photographs(tmp_path):
+    """The recipe for one epoch, three minutes after its features are cached; seed 0 gave CIDEr-D 0.319, 66 words."""
     train(
         composed(
             [
                 "experiments=flickr8k/first",
                 f"run_dir={tmp_path}",
                 "trainer.max_epochs=1",
-                "trainer.limit_train_batches=140",
                 "trainer.enable_progress_bar=false",
             ]
         )
     )
     scores = json.loads((tmp_path / "eval" / "val" / "scores.json").read_text())
     assert scores["images"] == 1000
-    assert scores["CIDEr"] > 0.10
+    assert scores["CIDEr"] > 0.25
     assert scores["distinct_words"] > 30
