@@ -122,3 +122,35 @@ def test_fields_that_the_code_reads_are_all_there_is():
 
 def test_a_run_without_hydra_has_a_name():
     assert run_name() == "unnamed"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data.cache=false"],
+        ["transform=crop"],
+        ["transform=letterbox"],
+        ["attention=dot"],
+        ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
+        ["objective.attention_penalty=1.0", "data.verify=decode"],
+    ],
+    ids=" ".join,
+)
+def test_a_step_with_each_option(options, shapes, tmp_path):
+    plainly = ["encoder=cnn", "encoder.frozen=true", "encoder.width=32", "generation=greedy"]
+    train(composed([*plainly, *tiny(shapes, tmp_path), *options]))
+    assert (tmp_path / "run.fast_dev_run" / "bundle" / "model.safetensors").exists()
+    assert (tmp_path / "cache" / "features").exists() == ("data.cache=false" not in options)
+
+
+def test_a_run_that_is_there_is_trained_anew_only_on_request(shapes, tmp_path):
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_text("an earlier training")
+    small = ["encoder=cnn", "encoder.width=32", "generation=greedy", "trainer.max_epochs=1", "evaluate_splits=[]"]
+    overrides = [*small, *tiny(shapes, tmp_path), "trainer.fast_dev_run=false", "logger=csv"]
+    with pytest.raises(ValueError, match="add ckpt=last to go on"):
+        train(composed(overrides))
+    assert last.read_text() == "an earlier training"
+    train(composed([*overrides, "overwrite=true"]))
+    assert (tmp_path / "run" / "bundle" / "model.safetensors").exists()

@@ -82,11 +82,6 @@ class Vocabulary:
         return len(self.words)
 
     @property
-    def size(self) -> int:
-        """Number of ids, specials included."""
-        return len(self.words)
-
-    @property
     def coverage(self) -> float:
         """Share of the training tokens that are not `<unk>`, in [0, 1]."""
         return 1 - self.counts[UNK] / (sum(self.counts) or 1)

@@ -12,7 +12,7 @@ def test_order_counts_and_coverage_by_hand():
     vocabulary = Vocabulary.build(CAPTIONS, min_count=2)
     assert vocabulary.words == ["<pad>", "<bos>", "<eos>", "<unk>", "a", "dog", "cat", "sits"]
     assert vocabulary.counts == [0, 0, 0, 3, 5, 3, 2, 2]
-    assert len(vocabulary) == vocabulary.size == 8
+    assert len(vocabulary) == 8
     assert vocabulary.coverage == pytest.approx(12 / 15)
     assert vocabulary.summary() == ("vocabulary: 4 words, 80.00% of 15 training tokens; the rarest was seen 2 times")
 
