@@ -95,8 +95,7 @@ def evaluate(
                 torch.inference_mode(),
                 torch.autocast(captioner.device.type, captioner.dtype, enabled=captioner.dtype is not None),
             ):
-                if batch.images.dim() == 4:
-                    batch = batch._replace(images=captioner.model.encoder.regions(batch.images))
+                batch = batch._replace(images=captioner.model.encoder(batch.images))
                 loss = likelihood(captioner.model, batch)
             tokens += float(loss.count)
             correct += float(loss.logs["token_accuracy"])

@@ -43,8 +43,8 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
 def cache_features(
     config: dict[str, Any], data: CaptionData, encoder: Encoder, names: list[str], kind: str, arithmetic: str
 ) -> None:
-    """Cache a frozen backbone's features of these splits, unless `data.cache` is off."""
-    if encoder.frozen and config["data"]["cache"]:
+    """Cache what the frozen stages say of these splits, unless `data.cache` is off."""
+    if encoder.frozen_stages and config["data"]["cache"]:
         data.cache_features(
             encoder,
             config["encoder"]["backbone"],

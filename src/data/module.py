@@ -16,7 +16,7 @@ from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.tsv import Captions, read_tsv, split_by_image, write_skipped
 from src.data.vocabulary import PAD, Vocabulary
-from src.encoders.base import Encoder
+from src.encoders.base import Encoder, Features
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ SPLITS = ("train", "val", "test")
 class Batch(NamedTuple):
     """B images with up to Q captions each. Ragged Q and T are padded and masked."""
 
-    images: Tensor
-    """(B, 3, H, W) uint8 pixels, or (B, R, D) cached regions."""
+    images: Tensor | Features
+    """(B, 3, H, W) uint8 pixels, (B, R, D) cached output of the frozen stages, or what the encoder made of either."""
     index: Tensor  # type: ignore[assignment]
     """(B,) each image's row in its split."""
     tokens: Tensor
@@ -269,7 +269,7 @@ class CaptionData(lightning.LightningDataModule):
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], **options: Any
     ) -> None:
-        """From now on read a frozen backbone's features from the cache, building what it lacks: `cached_features`."""
+        """From now on read the frozen stages' output from the cache, building what it lacks: `cached_features`."""
         for name in names:
             split = self.images(name)
             split.features = cached_features(
