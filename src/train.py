@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
+from src.bundle import Bundle, bundle_config, load_bundle, read_saved, save_bundle, without_weights
 from src.captioner import Captioner
-from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
+from src.config import CONF, autocast_dtype, device, flat, given_fields, one_sentence, path_name, plain, precision
 from src.data.module import CaptionData
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores, write_atomically
+from src.initial import adopt, freeze, initialise
 from src.model import TRAINING, build, instantiate
 from src.training import CaptioningModule
 
@@ -55,8 +57,19 @@ def cache_features(
         )
 
 
-def train(config: dict[str, Any]) -> float | None:
-    """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps."""
+def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
+    """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps.
+
+    Args:
+        config: the composed config, as plain values.
+        given: what the user or a recipe set in it, which `init` leaves as it is: groups and dotted fields.
+    """
+    start = None
+    if config["init"]:
+        if config["init_vocabulary"] not in ("keep", "extend"):
+            raise ValueError(f"init_vocabulary={config['init_vocabulary']}: choose keep or extend")
+        start = read_saved(Path(config["init"]))
+        config = adopt(config, start.config, given)
     run = Path(config["run_dir"])
     trial = bool(config["trainer"].get("fast_dev_run"))
     if trial:
@@ -70,7 +83,8 @@ def train(config: dict[str, Any]) -> float | None:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    data = build_data(config, seed=config["seed"])
+    known = {"vocabulary": start.vocabulary, "extend": config["init_vocabulary"] == "extend"} if start else {}
+    data = build_data(config, seed=config["seed"], **known)
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
@@ -80,10 +94,14 @@ def train(config: dict[str, Any]) -> float | None:
         )
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
-    model = build(config, vocabulary)
+    model = build(without_weights(config) if start else config, vocabulary)
+    if start:
+        initialise(model, vocabulary, start, path_name(config["init"]))
+    freeze(model, config["freeze"])
     provenance = {
         "version": code_version(),
         "encoder_weights": model.encoder.backbone.weights_used,
+        **({"init": path_name(config["init"])} if start else {}),
         "data": data.root.resolve().name,
         "seed": config["seed"],
         "trained_on": f"{len(data.images('train'))} images",
@@ -117,7 +135,7 @@ def train(config: dict[str, Any]) -> float | None:
         num_sanity_val_steps=0,
     )
     for logger in loggers:
-        logger.log_hyperparams(_flat(config))
+        logger.log_hyperparams(flat(config))
     checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -185,21 +203,11 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     return wanted
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
-    return train(plain(config))
+    return train(plain(config), given_fields())
 
 
 if __name__ == "__main__":

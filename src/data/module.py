@@ -172,6 +172,8 @@ class CaptionData(lightning.LightningDataModule):
         tokenizer: how a caption becomes words.
         min_count, max_size: limits of the vocabulary, built from the training captions only.
         vocabulary: one that exists already, instead.
+        extend: True adds the training captions' words that it lacks, within the same limits, False only counts what
+            they say; None leaves it as it is.
         batch_size: images a training batch; each comes with up to `captions_per_image` captions.
         captions_per_image: captions of an image that are learned from together; None means all.
         max_tokens: longer training captions are cut there.
@@ -196,6 +198,7 @@ class CaptionData(lightning.LightningDataModule):
         min_count: int = 5,
         max_size: int | None = None,
         vocabulary: Vocabulary | None = None,
+        extend: bool | None = None,
         batch_size: int = 32,
         captions_per_image: int | None = None,
         max_tokens: int = 40,
@@ -230,11 +233,14 @@ class CaptionData(lightning.LightningDataModule):
             raise ValueError(
                 "data: no TSV given; set data.train=FILE (and data.val, data.test, or data.split=[0.9,0.05,0.05])"
             )
-        if vocabulary is None:
+        if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
             words = (tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
-            vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+            if vocabulary is None:
+                vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+            else:
+                vocabulary = vocabulary.extended(words, min_count=min_count, max_size=max_size, new=bool(extend))
         self.vocabulary = vocabulary
         self._splits: dict[str, CaptionedImages] = {}
         self._training: BatchLoader | None = None
