@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from src.prepare.importer import Captions, read_text
+from src.prepare.importer import Captions, many, read_text
 
 _IMAGE = re.compile(r"[^/]+\.(?:jpe?g|png)", re.IGNORECASE)
 # NAME#2<TAB>caption, and Flickr8k-CN's NAME#zhc#2 caption
@@ -49,7 +49,7 @@ def read_captions(path: Path) -> Text:
             captions.setdefault(image, []).append(caption)
         else:
             damaged[name] += 1
-    return Text(captions, [f"{count} captions of {name}, which is no image's name" for name, count in damaged.items()])
+    return Text(captions, [f"{many(n, 'caption')} of {name}, which is no image's name" for name, n in damaged.items()])
 
 
 def _form(first: str) -> tuple[Callable[[str], Row | None], bool]:

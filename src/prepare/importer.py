@@ -164,13 +164,12 @@ def divide(captions: Captions, lists: Mapping[str, Sequence[str]]) -> tuple[dict
     unlisted = [texts for name, texts in captions.items() if name not in listed]
     left_out = []
     if unlisted:
-        left_out = [
-            f"{_many(sum(map(len, unlisted)), 'caption')} of {_many(len(unlisted), 'image')} in no split's list"
-        ]
+        left_out = [f"{many(sum(map(len, unlisted)), 'caption')} of {many(len(unlisted), 'image')} in no split's list"]
     return {split: {name: captions.get(name, []) for name in names} for split, names in lists.items()}, left_out
 
 
-def _many(number: int, noun: str) -> str:
+def many(number: int, noun: str) -> str:
+    """`1 image`, `6,000 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -224,17 +223,17 @@ def publish(
             if rows:
                 tables[f"{split}{data.suffix}.tsv"] = rows
             elif absent < len(missing):
-                left_out.append(f"{split} as a whole: none of its {_many(len(captions), 'image')} is there")
+                left_out.append(f"{split} as a whole: none of its {many(len(captions), 'image')} is there")
 
     if missing:
         _complain(data, folder, missing, total - silent, allow_missing)
-        left_out.append(f"{_many(len(missing), 'image')} not there, or empty: {_first(missing)}")
+        left_out.append(f"{many(len(missing), 'image')} not there, or empty: {_first(missing)}")
     if not tables:
         raise ValueError(f"{', '.join(map(str, data.texts))}: no caption of a listed image: get the texts again.")
     if empty:
-        left_out.append(f"{_many(empty, 'empty caption')}")
+        left_out.append(f"{many(empty, 'empty caption')}")
     if silent:
-        left_out.append(f"{_many(silent, 'listed image')} without a caption")
+        left_out.append(f"{many(silent, 'listed image')} without a caption")
 
     output = folder.path if output is None else output
     _write(output, {name: "".join(rows) for name, rows in tables.items()}, overwrite)
@@ -252,12 +251,12 @@ def publish(
 def _complain(data: DataSet, folder: Folder, missing: Sequence[str], total: int, allowed: bool) -> None:
     if len(missing) == total:
         raise FileNotFoundError(
-            f"None of the {_many(total, 'image')} is below {folder.path}, the first being {missing[0]}: "
+            f"None of the {many(total, 'image')} is below {folder.path}, the first being {missing[0]}: "
             f"put {data.images} there."
         )
     if not allowed:
         raise FileNotFoundError(
-            f"{len(missing):,} of {_many(total, 'image')} are not below {folder.path}, or are empty files: "
+            f"{len(missing):,} of {many(total, 'image')} are not below {folder.path}, or are empty files: "
             f"{_first(missing)}. Put them there, from {data.images}, or leave them out with --allow-missing."
         )
 
@@ -304,7 +303,9 @@ def _override(key: str, value: str) -> str:
     """`key=value`, quoted for Hydra and the shell where either needs it."""
     if re.fullmatch(r"[\w./-]*[A-Za-z_/.][\w./-]*", value, re.ASCII):
         return f"{key}={value}"
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    # Hydra takes a backslash for an escape only before a quotation mark.
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped += "\\" * (len(value) - len(value.rstrip("\\")))
     return shlex.quote(f'{key}="{escaped}"')
 
 

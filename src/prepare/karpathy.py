@@ -7,7 +7,7 @@ import argparse
 import posixpath
 from pathlib import Path
 
-from src.prepare.importer import OWNERS, SPLITS, Captions, DataSet, Folder, Wanted, add_command, read_json
+from src.prepare.importer import OWNERS, SPLITS, Captions, DataSet, Folder, Wanted, add_command, many, read_json
 
 PAGE = "https://cs.stanford.edu/people/karpathy/deepimagesent/"
 FILES = {
@@ -55,7 +55,7 @@ def read(folder: Folder, options: argparse.Namespace) -> DataSet:
     if options.restval == "train":
         splits["train"] |= rest
     elif rest:
-        left_out = [f"{len(rest):,} images of restval"]
+        left_out = [f"{many(len(rest), 'image')} of restval"]
     name = next((name for name, file in FILES.items() if file == path.name), path.stem)
     images = Wanted(("the images",), OWNERS.get(name, PAGE))
     return DataSet(f"{name} in Karpathy's splits", (path,), splits, images, left_out)
