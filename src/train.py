@@ -17,7 +17,8 @@ from src.captioner import Captioner
 from src.config import CONF, autocast_dtype, device, flat, given_fields, one_sentence, path_name, plain, precision
 from src.data.module import CaptionData
 from src.encoders import Encoder
-from src.evaluation import code_version, evaluate, report_scores, write_atomically
+from src.evaluation import code_version, evaluate, report_scores
+from src.files import write_atomically
 from src.initial import adopt, freeze, initialise
 from src.model import TRAINING, build, instantiate
 from src.training import CaptioningModule
