@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path}\t{caption.text}", file=out, flush=True)
             if options.attention and caption.attention is not None:
                 figure = attention_figure(
-                    image, caption.words, caption.attention, caption.boxes, fit=captioner.preprocess.fit
+                    image, caption.words, caption.attention, caption.boxes, preprocess=captioner.preprocess
                 )
                 drawn[path.stem] = drawn.get(path.stem, 0) + 1
                 number = f"-{drawn[path.stem]}" if drawn[path.stem] > 1 else ""

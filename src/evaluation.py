@@ -152,7 +152,7 @@ def evaluate(
         not_computed=result.not_computed,
         meta=record,
         examples=examples,
-        fit=captioner.preprocess.fit,
+        preprocess=captioner.preprocess,
     )
     # Last, so that it never stands beside older results.
     write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")

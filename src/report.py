@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from src.data.images import ImageError, load_image
+from src.data.transforms import Preprocess
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ share 1 / R or more: attention that is spread over everything should not look as
 RAMP = ((8, 8, 28, 200), (44, 14, 66, 176), (140, 36, 92, 132), (250, 130, 60, 72), (255, 220, 110, 24))
 """Red, green, blue, alpha laid over the picture, from weight 0 to the strongest, evenly spaced: the
 unattended sinks into the dark, the attended keeps its own colours."""
+SQUASHED = Preprocess()
 CJK_FONTS = (
     *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
     *("SourceHanSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf"),
@@ -49,7 +51,7 @@ class Example(NamedTuple):
     attention: np.ndarray | None
     """(len(words), R) weights; a row sums to 1, or less where a sentinel took the rest."""
     boxes: np.ndarray | None
-    """(R, 4): x1, y1, x2, y2 in [0, 1] of the picture as the model saw it (`fit`). None: a square grid."""
+    """(R, 4): x1, y1, x2, y2 in [0, 1] of the picture as the model saw it (`preprocess`). None: a square grid."""
     references: list[str]
     scores: dict[str, float]
     """The picture's own, e.g. {"CIDEr": 0.8}: fractions."""
@@ -80,7 +82,7 @@ def write_report(
     not_computed: Mapping[str, str],
     meta: Mapping[str, object],
     examples: Sequence[Example],
-    fit: str = "squash",
+    preprocess: Preprocess = SQUASHED,
 ) -> None:
     """Write one HTML file that needs nothing else: pictures and weights are inside, and nothing is fetched.
 
@@ -94,7 +96,7 @@ def write_report(
         not_computed: why a score is None, and what to install.
         meta: settings to be shown, nested ones as JSON.
         examples: in the order to be shown.
-        fit: how `Preprocess` made pictures square (squash, crop, letterbox); boxes are placed by it.
+        preprocess: how pictures became square; boxes are placed by it.
     """
     rows = []
     for name, value in {**scores, **{name: None for name in not_computed if name not in scores}}.items():
@@ -106,7 +108,7 @@ def write_report(
         scores=sorted(rows, key=lambda row: bool(row["wide"])),
         meta=[(name, _setting(value)) for name, value in meta.items()],
         sort_keys=list(dict.fromkeys(key for example in examples for key in example.scores)),
-        examples=[_card(example, fit) for example in examples],
+        examples=[_card(example, preprocess) for example in examples],
         ramp=RAMP,
         unit=UNIT,
         faint=FAINT,
@@ -125,7 +127,7 @@ def attention_figure(
     boxes: np.ndarray | None = None,
     columns: int | None = None,
     tile: int = 200,
-    fit: str = "squash",
+    preprocess: Preprocess = SQUASHED,
 ) -> Image.Image:
     """Draw where each word looked: the picture, then for each word the picture under its attention.
 
@@ -136,7 +138,7 @@ def attention_figure(
         boxes: (R, 4) as in `Example`; a regular grid is drawn smoothly, other boxes as they are.
         columns: tiles in a row; by default at most six, in rows of like length.
         tile: pixels of a tile's longer side.
-        fit: as in `write_report`.
+        preprocess: as in `write_report`.
 
     Returns:
         RGB, on white.
@@ -146,7 +148,7 @@ def attention_figure(
         ImageError: a picture that cannot be read.
     """
     picture = ImageOps.contain(load_image(image, draft=2 * tile), (tile, tile), Image.Resampling.LANCZOS)
-    weights, regions = _placed(words, attention, boxes, picture.size, fit)
+    weights, regions = _placed(words, attention, boxes, picture.size, preprocess)
     count = len(words) + 1
     columns = columns or math.ceil(count / math.ceil(count / 6))
     gap, size = tile // 20, tile // 10
@@ -183,7 +185,7 @@ def _placed(
     attention: np.ndarray,
     boxes: np.ndarray | None,
     size: tuple[int, int],
-    fit: str,
+    preprocess: Preprocess,
 ) -> tuple[np.ndarray, _Regions]:
     """The weights, and where their regions lie on a picture of this size. ValueError: shapes disagree."""
     weights = np.nan_to_num(np.asarray(attention, dtype=np.float64), posinf=0).clip(0)
@@ -194,10 +196,7 @@ def _placed(
     boxes = _cells(square, square) if boxes is None else np.asarray(boxes, dtype=np.float64)
     if boxes.shape != (count, 4):
         raise ValueError(f"boxes are {boxes.shape}, where attention over {count} regions needs ({count}, 4)")
-    # the side of the square in the picture's middle that the model saw; squashed, it saw the whole
-    side = {"crop": min(size), "letterbox": max(size)}.get(fit)
-    if side:
-        boxes = (boxes - 0.5) * np.tile(side / np.array(size), 2) + 0.5
+    boxes = (boxes - 0.5) * np.tile(np.divide(preprocess.seen(*size), size), 2) + 0.5
     extent = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
     columns, rows = (len(np.unique(boxes[:, axis].round(4))) for axis in (0, 1))
     cells = _cells(rows, columns) * np.tile(extent[2:] - extent[:2], 2) + np.tile(extent[:2], 2)
@@ -316,7 +315,7 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def _card(example: Example, fit: str) -> dict[str, Any]:
+def _card(example: Example, preprocess: Preprocess) -> dict[str, Any]:
     """What the template shows of an example."""
     name = "/".join(example.image.parts[-2:])  # not where the reader's home is
     scores = {key: value for key, value in example.scores.items() if math.isfinite(value)}
@@ -343,7 +342,7 @@ def _card(example: Example, fit: str) -> dict[str, Any]:
     card["aspect"] = picture.width / picture.height
     if example.attention is not None and example.words:
         try:
-            weights, regions = _placed(example.words, example.attention, example.boxes, picture.size, fit)
+            weights, regions = _placed(example.words, example.attention, example.boxes, picture.size, preprocess)
         except ValueError as error:
             log.warning("%s: its attention is left out of the report: %s", example.image, error)
             return card

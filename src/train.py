@@ -124,7 +124,11 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     options = dict(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
-    cache_features(config, data, model.encoder, ["train", "val"], kind, options["precision"])
+    cached = ["train", "val"]
+    if data.preprocess.augment:
+        cached = ["val"]
+        log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
+    cache_features(config, data, model.encoder, cached, kind, options["precision"])
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
     loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(

@@ -4,12 +4,16 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
+from src.captioner import Captioner
 from src.config import CONF, ROOT, plain, run_name, setup
 from src.data.module import CaptionData
+from src.data.transforms import Preprocess
 from src.model import TRAINING, instantiate, locate
 from src.train import train
+from src.training import CaptioningModule
 
 CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in Path(CONF).glob("*/*.yaml"))
 EXPERIMENTS = sorted(
@@ -141,6 +145,8 @@ def test_a_run_without_hydra_has_a_name():
         ["data.cache=false"],
         ["transform=crop"],
         ["transform=letterbox"],
+        ["transform=resize", "transform.resize=72"],
+        ["transform=augmented", "transform.fit=letterbox", "data.workers=2"],
         ["attention=dot"],
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
@@ -152,6 +158,27 @@ def test_a_step_with_each_option(options, shapes, tmp_path):
     train(composed([*plainly, *tiny(shapes, tmp_path), *options]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "model.safetensors").exists()
     assert (tmp_path / "cache" / "features").exists() == ("data.cache=false" not in options)
+
+
+def test_augmentation_is_trained_with_and_evaluated_without(shapes, tmp_path, monkeypatch, caplog):
+    """Training takes varied pixels; validation's features are those that a run without augmentation cached."""
+    taken = []
+    original = CaptioningModule.training_step
+    monkeypatch.setattr(
+        CaptioningModule, "training_step", lambda self, batch, i: taken.append(batch) or original(self, batch, i)
+    )
+    plainly = ["encoder=cnn", "encoder.frozen=true", "encoder.width=32", "generation=greedy", *tiny(shapes, tmp_path)]
+    train(composed(plainly))
+    cached = sorted((tmp_path / "cache" / "features").glob("*/regions.npy"))
+    with caplog.at_level("INFO"):
+        train(composed([*plainly, "transform=augmented"]))
+    assert sorted((tmp_path / "cache" / "features").glob("*/regions.npy")) == cached
+    assert [batch.images.dim() for batch in taken] == [3, 4]
+    assert caplog.text.count("training pictures vary") == 1
+    captioner = Captioner.load(tmp_path / "run.fast_dev_run" / "bundle")
+    assert captioner.preprocess.augment == instantiate(composed(["transform=augmented"])["transform"]).augment
+    path = shapes / "images" / "00.png"
+    assert torch.equal(captioner.preprocess.open(path), Preprocess(64).open(path))
 
 
 def test_a_run_that_is_there_is_trained_anew_only_on_request(shapes, tmp_path):

@@ -306,21 +306,22 @@ def test_figure_brightens_what_a_word_looked_at():
     assert label.min() < 80 and np.asarray(figure.crop((10, 112, 210, 148)).convert("L")).min() == 255
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox", "resize"])
 @pytest.mark.parametrize("size", [(240, 120), (120, 240)])
 def test_figure_puts_the_grid_where_the_model_saw_it(fit, size):
     """Preprocess itself tells in which cell a spot arrives; the overlay must be brightest over the spot."""
     spot = (size[0] // 2 + 28, size[1] // 2 - 28)
+    preprocess = Preprocess(80, "crop", resize=100) if fit == "resize" else Preprocess(80, fit)
     image = Image.new("RGB", size, "black")
     image.paste("white", (spot[0] - 6, spot[1] - 6, spot[0] + 6, spot[1] + 6))
     # the bars of a letterbox are grey, so only white counts
-    cells = (Preprocess(size=80, fit=fit)(image) > 200).float().mean(0).reshape(8, 10, 8, 10).mean((1, 3))
+    cells = (preprocess(image) > 200).float().mean(0).reshape(8, 10, 8, 10).mean((1, 3))
     attention = (cells / cells.sum()).reshape(1, 64).numpy()
     plain = Image.new("RGB", size, "white")
-    figure = attention_figure(plain, ["spot"], attention, grid_boxes(8, 8).numpy(), tile=240, fit=fit)
+    figure = attention_figure(plain, ["spot"], attention, grid_boxes(8, 8).numpy(), tile=240, preprocess=preprocess)
     look = tile_at(figure, 0, 1, size, 240).mean(-1)
     y, x = (index.mean() for index in np.nonzero(look > look.max() - 12))
-    cell = (min(size) if fit == "crop" else max(size)) / 8
+    cell = (min(size) if preprocess.fit == "crop" else max(size)) / 8
     assert abs(x - spot[0]) < cell and abs(y - spot[1]) < cell
 
 

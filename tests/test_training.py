@@ -11,7 +11,7 @@ import torch
 
 from src.data.module import CaptionData
 from src.data.tokenizer import EnglishTokenizer
-from src.data.transforms import Preprocess
+from src.data.transforms import Augmentation, Preprocess
 from src.generation import BeamSearch
 from src.model import build
 from src.objectives import CrossEntropy
@@ -24,11 +24,21 @@ PLAIN = {"dropout": 0.0, "frozen": True, "scheduler": None, "optimizer": {"_targ
 SCHEDULE = {"_target_": "src.schedules.WarmupCosine", "warmup": 0.2}
 
 
-def make(shapes, seed=0, scheduler=SCHEDULE, batch_size=4, dropout=0.3, frozen=False, optimizer=OPTIMIZER, **encoder):
+def make(
+    shapes,
+    seed=0,
+    scheduler=SCHEDULE,
+    batch_size=4,
+    dropout=0.3,
+    frozen=False,
+    optimizer=OPTIMIZER,
+    augment=None,
+    **encoder,
+):
     torch.manual_seed(seed)
     data = CaptionData(
         shapes,
-        Preprocess(16),
+        Preprocess(16, augment=augment),
         EnglishTokenizer(),
         train="train.tsv",
         val="val.tsv",
@@ -95,8 +105,9 @@ def test_the_same_seed_is_the_same_run(shapes, tmp_path, seed):
 
 @pytest.mark.parametrize("stop_after", ["an epoch", "the middle of an epoch"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(shapes, tmp_path, stop_after):
-    """With dropout, a schedule, shuffling and Adam's state; 4 steps an epoch, stopped after 4 or 6 steps."""
-    module, data = make(shapes)
+    """With dropout, a schedule, shuffling, varied pictures and Adam's state; 4 steps an epoch, stopped after 4 or 6."""
+    augment = Augmentation(flip=0.5, crop=0.5, rotation=20, brightness=0.3, erasing=0.3)
+    module, data = make(shapes, augment=augment)
     fit(module, data, tmp_path / "whole", enable_checkpointing=False)
     expected = weights(module)
 
@@ -118,12 +129,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(shapes, tmp
             if trainer.global_step == steps and steps % 4 == 0:
                 raise KeyboardInterrupt
 
-    module, data = make(shapes)
+    module, data = make(shapes, augment=augment)
     with pytest.raises(BaseException):  # noqa: B017 Lightning turns the interrupt into its own exit
         fit(module, data, tmp_path / "first", callbacks=[Stop()], enable_checkpointing=False)
     assert saved.exists()
 
-    module, data = make(shapes, seed=0)
+    module, data = make(shapes, augment=augment)
     torch.nn.init.zeros_(module.model.decoder.word.weight)  # whatever it starts from, the checkpoint decides
     trainer = fit(module, data, tmp_path / "second", ckpt=saved, enable_checkpointing=False)
     assert trainer.global_step == 12

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.features import cached_features
+from src.data.sides import swap_sides
 from src.data.tokenizer import Tokenizer
-from src.data.transforms import Preprocess
+from src.data.transforms import AS_IT_IS, Augmentation, Preprocess, Variation
 from src.data.tsv import Captions, read_tsv, split_by_image, write_skipped
-from src.data.vocabulary import PAD, Vocabulary
+from src.data.vocabulary import PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,19 @@ class Batch(NamedTuple):
     """The images' captions as strings, for objectives that need them."""
 
 
+class Item(NamedTuple):
+    """An image of a split, as an order asks for it."""
+
+    image: int
+    captions: Sequence[int]
+    """Which of its captions."""
+    draw: int | None = None
+    """The seed of its variation, in training; None: as it is."""
+
+
 class CaptionedImages(Dataset[Batch]):
-    """One split: images, and their captions as ids in one flat buffer with offsets."""
+    """One split: images, and their captions as ids in one flat buffer with offsets. With `augment` an item that has a
+    draw is varied, and what the captions of a mirrored picture say is in further rows of the buffer."""
 
     def __init__(
         self,
@@ -51,26 +63,56 @@ class CaptionedImages(Dataset[Batch]):
         tokenizer: Tokenizer,
         vocabulary: Vocabulary,
         longest: int,
+        augment: Augmentation | None = None,
     ) -> None:
         self.root, self.preprocess = root, preprocess
+        self.augment = augment = augment or Augmentation()  # nothing
         self.images, self.captions = captions.images, captions.captions
-        encoded = [vocabulary.encode(tokenizer.tokens(text)[:longest]) for texts in captions.captions for text in texts]
+        self.first_caption = np.cumsum([0, *map(len, captions.captions)])
+
+        def encode(text: str) -> list[int]:
+            return vocabulary.encode(tokenizer.tokens(text)[:longest])
+
+        texts = [(image, text) for image, texts in enumerate(captions.captions) for text in texts]
+        encoded = [encode(text) for _, text in texts]
+        self.mirrored = list(range(len(encoded)))  # the row of each caption where its picture is mirrored
+        self.never_mirrored: set[int] = set()
+        for row, (image, text) in enumerate(texts):
+            if augment.flip and (other := swap_sides(text)) != text:
+                self.mirrored[row] = len(encoded)
+                encoded.append(encode(other))
+                # A word whose counterpart the vocabulary lacks would be taught as <unk>.
+                lost = encoded[-1].count(UNK) > encoded[row].count(UNK)
+                if lost or augment.flip_captions == "leave":
+                    self.never_mirrored.add(image)
         self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
         self.offsets = np.cumsum([0, *map(len, encoded)])
-        self.first_caption = np.cumsum([0, *map(len, captions.captions)])
         self.features: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, items: Sequence[tuple[int, Sequence[int]]]) -> Batch:
-        """Items (image, which of its captions) → a whole Batch: nothing is collated caption by caption."""
-        index = [image for image, _ in items]
+    def _variation(self, item: Item) -> Variation:
+        if item.draw is None or self.features is not None:
+            return AS_IT_IS
+        drawn = self.augment.draw(item.draw)
+        return drawn._replace(flip=False) if item.image in self.never_mirrored else drawn
+
+    def __getitem__(self, items: Sequence[Item]) -> Batch:
+        """Items → a whole Batch: nothing is collated caption by caption."""
+        index = [item.image for item in items]
+        variations = [self._variation(item) for item in items]
         if self.features is not None:
             images = torch.from_numpy(self.features[index])
         else:
-            images = torch.stack([self.preprocess.open(self.root / self.images[i]) for i in index])
-        rows = [[self.first_caption[image] + caption for caption in captions] for image, captions in items]
+            paths = [self.root / self.images[i] for i in index]
+            images = torch.stack([self.preprocess.open(*each) for each in zip(paths, variations, strict=True)])
+        rows = [[self.first_caption[item.image] + caption for caption in item.captions] for item in items]
+        references = [self.captions[i] for i in index]
+        for b, variation in enumerate(variations):
+            if variation.flip:
+                rows[b] = [self.mirrored[row] for row in rows[b]]
+                references[b] = [swap_sides(text) for text in references[b]]
         width = max(map(len, rows))
         lengths = np.zeros((len(rows), width), np.int64)
         for b, captions in enumerate(rows):
@@ -86,14 +128,14 @@ class CaptionedImages(Dataset[Batch]):
             torch.from_numpy(tokens),
             torch.from_numpy(mask),
             torch.ones(len(rows), width, dtype=torch.long),
-            [self.captions[i] for i in index],
+            references,
         )
 
 
-class TrainingOrder(Sampler[list[tuple[int, list[int]]]]):
-    """Which captions come when: a function of (seed, epoch, step, rank, world) alone, so that a resumed run sees what
-    an uninterrupted one would have. Every caption once an epoch: an image's captions are shuffled, cut into groups of
-    `captions_per_image`, and the groups shuffled. All ranks take equally many steps.
+class TrainingOrder(Sampler[list[Item]]):
+    """Which captions come when, and each item's draw: a function of (seed, epoch, step, rank, world) alone, so that a
+    resumed run sees what an uninterrupted one would have. Every caption once an epoch: an image's captions are
+    shuffled, cut into groups of `captions_per_image`, and the groups shuffled. All ranks take equally many steps.
 
     Args:
         captions: how many captions each image has.
@@ -128,34 +170,35 @@ class TrainingOrder(Sampler[list[tuple[int, list[int]]]]):
         """Lightning calls this before every epoch."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         groups = []
         for image, count in enumerate(self.captions):
             order = rng.permutation(count).tolist()
             groups += [
-                (image, order[i : i + self.captions_per_image]) for i in range(0, count, self.captions_per_image)
+                Item(image, order[i : i + self.captions_per_image]) for i in range(0, count, self.captions_per_image)
             ]
         order = rng.permutation(len(groups))
+        draws = rng.integers(2**63, size=len(groups)).tolist()
         every = self.batch_size * self.world
         start, self.start = self.start, 0
         for step in range(start, self.steps):
             chunk = order[step * every : (step + 1) * every]
             chunk = chunk[: len(chunk) // self.world * self.world]
-            yield [groups[i] for i in chunk[self.rank :: self.world]]
+            yield [groups[i]._replace(draw=draws[i]) for i in chunk[self.rank :: self.world]]
 
 
-class EvaluationOrder(Sampler[list[tuple[int, list[int]]]]):
+class EvaluationOrder(Sampler[list[Item]]):
     """Every image once, in order, with all its captions; rank r takes images r, r + world, …"""
 
     def __init__(self, captions: Sequence[int], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.items = [(image, list(range(count))) for image, count in enumerate(captions)][rank::world]
+        self.items = [Item(image, range(count)) for image, count in enumerate(captions)][rank::world]
         self.batch_size = batch_size
 
     def __len__(self) -> int:
         return -(-len(self.items) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, list[int]]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         for start in range(0, len(self.items), self.batch_size):
             yield self.items[start : start + self.batch_size]
 
@@ -168,7 +211,7 @@ class CaptionData(lightning.LightningDataModule):
         train, val, test: TSV files; any may be None. Only `train` and `split` given: one file, split by image.
         split: fractions (train, val, test) for one file, by image.
         split_seed: of that division alone, so that runs with other seeds share their test pictures.
-        preprocess: how a picture becomes pixels.
+        preprocess: how a picture becomes pixels, and how those of the training loader are varied.
         tokenizer: how a caption becomes words.
         min_count, max_size: limits of the vocabulary, built from the training captions only.
         vocabulary: one that exists already, instead.
@@ -268,7 +311,13 @@ class CaptionData(lightning.LightningDataModule):
             raise ValueError(f"split={name}: this data has {', '.join(self.tables)}; set data.{name}=FILE")
         if name not in self._splits:
             self._splits[name] = CaptionedImages(
-                self.tables[name], self.root, self.preprocess, self.tokenizer, self.vocabulary, self.max_tokens
+                self.tables[name],
+                self.root,
+                self.preprocess,
+                self.tokenizer,
+                self.vocabulary,
+                self.max_tokens,
+                self.preprocess.augment if name == "train" else None,
             )
         return self._splits[name]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from src.data.module import CaptionData, EvaluationOrder, TrainingOrder
+from src.data.module import CaptionData, EvaluationOrder, Item, TrainingOrder
 from src.data.tokenizer import EnglishTokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import BOS, EOS, PAD, UNK
@@ -58,7 +58,7 @@ def test_ragged_captions_are_padded_and_masked(shapes, tmp_path):
     (tmp_path / "images").symlink_to(shapes / "images")
     (tmp_path / "t.tsv").write_text("images/00.png\ta b c\nimages/01.png\ta\nimages/01.png\ta b\n")
     data = CaptionData(tmp_path, Preprocess(8), EnglishTokenizer(), train="t.tsv", min_count=1, batch_size=2)
-    batch = data.images("train")[[(0, [0]), (1, [1, 0])]]
+    batch = data.images("train")[[Item(0, [0]), Item(1, [1, 0])]]
     assert batch.mask.sum(-1).tolist() == [[5, 0], [4, 3]]
     assert (batch.tokens[0, 1] == PAD).all()
 
@@ -67,7 +67,7 @@ def test_ragged_captions_are_padded_and_masked(shapes, tmp_path):
 def test_every_caption_once_an_epoch(together):
     captions = [5, 3, 1, 4, 5, 5, 2]
     order = TrainingOrder(captions, batch_size=3, captions_per_image=together, seed=0)
-    seen = Counter((image, c) for step in order for image, group in step for c in group)
+    seen = Counter((item.image, c) for step in order for item in step for c in item.captions)
     assert seen == Counter({(image, c): 1 for image, count in enumerate(captions) for c in range(count)})
     assert len(list(order)) == len(order)
 
@@ -90,8 +90,9 @@ def test_order_is_a_function_of_seed_epoch_step_and_rank():
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_sees_every_image_once(world):
-    seen = [i for rank in range(world) for step in EvaluationOrder([1] * 10, 4, rank, world) for i, _ in step]
-    assert sorted(seen) == list(range(10))
+    seen = [item for rank in range(world) for step in EvaluationOrder([1] * 10, 4, rank, world) for item in step]
+    assert sorted(item.image for item in seen) == list(range(10))
+    assert {item.draw for item in seen} == {None}
 
 
 def test_one_file_split_by_image(shapes, tmp_path):

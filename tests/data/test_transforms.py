@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from src.data.images import ImageError
-from src.data.transforms import GREY, Preprocess
+from src.data.transforms import GREY, Augmentation, Preprocess, Variation
 
 
 def photo(width, height):
@@ -45,6 +45,15 @@ def test_crop_is_torchvisions_resize_and_centre_crop(shape):
     expected = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [64, 64])).int()
     difference = (Preprocess(64, "crop")(image).int() - expected).abs()
     assert difference[:, 2:-2, 2:-2].max() <= 1  # at the cut, the pixels outside are not looked at
+
+
+def test_resize_is_imagenets_recipe():
+    image = photo(1024, 512)
+    resized = v2.functional.resize(image, [64], v2.InterpolationMode.BICUBIC)
+    expected = v2.functional.pil_to_tensor(v2.functional.center_crop(resized, [56, 56])).int()
+    difference = (Preprocess(56, "crop", resize=64)(image).int() - expected).abs()
+    assert difference[:, 2:-2, 2:-2].max() <= 1  # at the cut, the pixels outside are not looked at
+    assert torch.equal(Preprocess(56, "crop", resize=56)(image), Preprocess(56, "crop")(image))
 
 
 def test_crop_takes_the_centre():
@@ -103,6 +112,149 @@ def test_it_is_plain_data():
     assert Preprocess(**plain) == preprocess and hash(preprocess) == hash(Preprocess(**plain))
 
 
+def test_augmentation_is_no_part_of_what_evaluation_sees():
+    plain, varied = Preprocess(32), Preprocess(32, augment=Augmentation(flip=1, crop=0.3, rotation=90, erasing=1))
+    assert varied.to_dict() == plain.to_dict(), "the feature cache's key"
+    assert torch.equal(varied(photo(50, 40)), plain(photo(50, 40)))
+    assert Preprocess(32, "crop", resize=40).to_dict() != Preprocess(32, "crop").to_dict()
+
+
+def test_augmentation_is_off_by_default():
+    for seed in range(20):
+        assert Augmentation().draw(seed) == Variation()
+
+
+def test_a_draw_depends_on_its_seed_alone():
+    augment = Augmentation(0.5, "swap", 0.5, 10, 0.2, 0.2, 0.2, 0.1, 0.5, 0.3)
+    drawn = [augment.draw(seed) for seed in range(50)]
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert [augment.draw(seed) for seed in range(50)] == drawn
+    assert len({variation[1:] for variation in drawn}) == 50
+    assert {variation.flip for variation in drawn} == {True, False}
+
+
+def test_draws_stay_in_their_ranges_and_reach_them():
+    augment = Augmentation(0.3, "swap", 0.4, 20, 0.1, 0.2, 0.3, 0.05, 0.6, 0.25)
+    drawn = [augment.draw(seed) for seed in range(3000)]
+    for name, low, high in [
+        ("angle", -20, 20),
+        ("brightness", 0.9, 1.1),
+        ("contrast", 0.8, 1.2),
+        ("saturation", 0.7, 1.3),
+        ("hue", -0.05, 0.05),
+    ]:
+        values = [getattr(variation, name) for variation in drawn]
+        assert low <= min(values) < low + 0.02 * (high - low) and high - 0.02 * (high - low) < max(values) <= high
+    for name, least, most, ratio in [("box", 0.4, 1, 4 / 3), ("erased", 0.02, 0.25, 1 / 0.3)]:
+        kept = np.array([r for variation in drawn if (r := getattr(variation, name)) is not None])
+        left, top, width, height = kept.T
+        area = width * height
+        assert least - 1e-9 <= area.min() < least + 0.02 and most - 0.02 < area.max() <= most + 1e-9
+        assert area.mean() == pytest.approx((least + most) / 2, abs=0.02), "uniform"
+        assert (width / height).max() <= ratio + 1e-9 and (height / width).max() <= ratio + 1e-9
+        assert (width / height).max() > 0.9 * ratio and (height / width).max() > 0.9 * ratio
+        assert min(left.min(), top.min()) >= 0 and max((left + width).max(), (top + height).max()) <= 1 + 1e-9
+        assert np.corrcoef(left, width)[0, 1] < 0 and left.max() > 0.2
+    assert np.mean([variation.flip for variation in drawn]) == pytest.approx(0.3, abs=0.03)
+    assert np.mean([variation.erased is not None for variation in drawn]) == pytest.approx(0.6, abs=0.03)
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+def test_flip_mirrors_all_that_is_seen(fit):
+    image = photo(50, 33)
+    preprocess = Preprocess(31, fit)
+    assert torch.equal(preprocess(image, Variation(flip=True)), preprocess(image).flip(-1))
+    everything = Variation(False, (0.1, 0.2, 0.7, 0.6), 12, 1.1, 0.9, 1.2, 0.03, (0.1, 0.1, 0.4, 0.2))
+    assert torch.equal(preprocess(image, everything._replace(flip=True)), preprocess(image, everything).flip(-1))
+
+
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+def test_the_box_is_cut_before_the_fit(fit):
+    image = photo(200, 100)
+    cut = image.crop((20, 30, 140, 80))
+    difference = Preprocess(32, fit)(image, Variation(box=(0.1, 0.3, 0.6, 0.5))).int() - Preprocess(32, fit)(cut).int()
+    assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2000, 1), (3, 900), (7, 5)])
+@pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
+def test_any_shape_can_be_varied(fit, shape):
+    augment = Augmentation(0.5, "swap", 0.01, 180, 1, 1, 1, 0.5, 1, 1)
+    image = photo(*shape)
+    for seed in range(100):
+        pixels = Preprocess(16, fit)(image, augment.draw(seed))
+        assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.uint8 and pixels.is_contiguous()
+
+
+def test_rotation_is_counter_clockwise_with_grey_corners():
+    image = Image.new("RGB", (40, 40), (255, 0, 0))
+    image.paste((0, 0, 255), (20, 0, 40, 20))  # above, to the right
+    plain = Preprocess(40)(image)
+    assert torch.equal(Preprocess(40)(image, Variation(angle=90)), plain.rot90(1, (1, 2)))
+    turned = Preprocess(40)(image, Variation(angle=45))
+    assert turned[:, 0, 0].tolist() == list(GREY) and turned[:, -1, -1].tolist() == list(GREY)
+    assert turned[:, 8, 20].tolist() == [0, 0, 255], "the corner above to the right is on top now"
+    assert turned[:, 20, 8].tolist() == turned[:, 32, 20].tolist() == [255, 0, 0]
+
+
+def one_colour(colour, **variation):
+    return Preprocess(2)(Image.new("RGB", (2, 2), colour), Variation(**variation))[:, 0, 0].tolist()
+
+
+def test_colours_by_hand():
+    assert one_colour((100, 50, 200), brightness=1.2) == [120, 60, 240]
+    assert one_colour((100, 50, 200), brightness=1.5) == [150, 75, 255]
+    grey = round(0.299 * 100 + 0.587 * 50 + 0.114 * 200)  # ITU-R 601 luma
+    assert one_colour((100, 50, 200), saturation=0) == pytest.approx([grey] * 3, abs=1)
+    assert one_colour((100, 50, 200), saturation=0.5) == pytest.approx([(c + grey) / 2 for c in (100, 50, 200)], abs=1)
+    assert one_colour((255, 0, 0), hue=0.5) == pytest.approx([0, 255, 255], abs=6)  # 8-bit hue
+    assert one_colour((255, 0, 0), hue=1 / 3) == pytest.approx([0, 255, 0], abs=6)
+    image = Image.new("RGB", (2, 2), (50, 50, 50))
+    image.paste((150, 150, 150), (0, 0, 2, 1))
+    pixels = Preprocess(2)(image, Variation(contrast=0.5))  # around the mean, 100
+    assert pixels[:, :, 0].tolist() == [[125, 75]] * 3
+
+
+def test_colours_are_torchvisions():
+    image = photo(32, 32)
+    expected = v2.functional.adjust_brightness(image, 1.1)
+    expected = v2.functional.adjust_saturation(v2.functional.adjust_contrast(expected, 0.9), 1.3)
+    expected = v2.functional.pil_to_tensor(v2.functional.adjust_hue(expected, -0.1))
+    assert torch.equal(Preprocess(32)(image, Variation(False, (0, 0, 1, 1), 0, 1.1, 0.9, 1.3, -0.1)), expected)
+
+
+def test_bars_and_corners_stay_grey_whatever_the_colours():
+    variation = Variation(angle=10, brightness=1.5, hue=0.3)
+    pixels = Preprocess(40, "letterbox")(Image.new("RGB", (80, 40), (90, 0, 0)), variation)
+    assert pixels[:, 0, 20].tolist() == pixels[:, 0, 0].tolist() == list(GREY)
+
+
+def test_erasing_greys_the_rectangle_and_nothing_else():
+    plain = Preprocess(40)(photo(60, 50))
+    erased = Preprocess(40)(photo(60, 50), Variation(erased=(0.25, 0.5, 0.5, 0.1)))
+    expected = plain.clone()
+    expected[:, 20:24, 10:30] = torch.tensor(GREY)[:, None, None]
+    assert torch.equal(erased, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flip": 1.5}, "transform.augment.flip=1.5: give a number from 0 to 1"),
+        ({"flip_captions": "drop"}, "transform.augment.flip_captions=drop: choose swap, leave"),
+        ({"crop": 0}, "transform.augment.crop=0: give a number from 0.01 to 1"),
+        ({"rotation": -5}, "transform.augment.rotation=-5: give a number from 0 to 180"),
+        ({"brightness": -0.1}, "transform.augment.brightness=-0.1"),
+        ({"hue": 0.6}, "transform.augment.hue=0.6: give a number from 0 to 0.5"),
+        ({"erasing_area": 0}, "transform.augment.erasing_area=0: give a number from 0.02 to 1"),
+    ],
+)
+def test_wrong_augmentations(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation(**arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +262,9 @@ def test_it_is_plain_data():
         ({"interpolation": "nearest"}, "transform.interpolation=nearest: choose bicubic, bilinear"),
         ({"size": 0}, "transform.size=0"),
         ({"draft": -1}, "draft=-1"),
+        ({"resize": 256}, r"transform.resize=256: null, or with fit=crop at least size \(224\); fit is squash"),
+        ({"resize": 200, "fit": "crop"}, "transform.resize=200: null, or with fit=crop at least size"),
+        ({"augment": {"flip": 0.5}}, "null, or begin with transform=augmented"),
     ],
 )
 def test_wrong_arguments(arguments, message):
