@@ -61,6 +61,7 @@ class CaptioningModule(lightning.LightningModule):
         self.config, self.seed = dict(config or {}), seed
         self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
+        self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
         self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
         self.sums: dict[str, Tensor] = {}
 
@@ -90,12 +91,16 @@ class CaptioningModule(lightning.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # Lightning has divided each step by the accumulation and averaged over the ranks; both are undone here.
         torch._foreach_mul_(gradients, float(self.trainer.accumulate_grad_batches * world / count.clamp(min=1)))
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))  # before clipping
 
     def configure_optimizers(self) -> Any:
         trainable = [p for p in self.parameters() if p.requires_grad]
         decayed = [p for p in trainable if p.dim() > 1]
         plain = [p for p in trainable if p.dim() <= 1]  # biases and norms are not decayed
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups = [
+            {"params": decayed, "name": "decayed"},  # names are those of the learning rates in the logs
+            {"params": plain, "name": "not_decayed", "weight_decay": 0.0},
+        ]
         optimizer = instantiate(self.optimizer_config, TRAINING, params=groups)
         if self.scheduler_config is None:
             return optimizer
@@ -144,10 +149,11 @@ class CaptioningModule(lightning.LightningModule):
                 index,
                 CaptionScorer(references, tokenizer=self.tokenizer.evaluation, metrics=self.metric_names),
             )
-        scores = self.scorer[1].score(captions).corpus
+        scored = self.scorer[1].score(captions)
+        self.captioned = {i: (captions[str(i)], scored.per_image[str(i)]) for i in index}
         for i in index[:2]:
             log.info("“%s”  (a reference: “%s”)", captions[str(i)], self.references[i][0])
-        return {name: float(value) for name, value in scores.items() if value is not None}
+        return {name: float(value) for name, value in scored.corpus.items() if value is not None}
 
     # --------------------------------------------------------------- checkpoints
 
