@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytorch_lightning as lightning
 import torch
 import yaml
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
 from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
+from src.dashboards import begin, end
 from src.data.module import CaptionData
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores, write_atomically
@@ -65,8 +68,9 @@ def train(config: dict[str, Any]) -> float | None:
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    elif config["ckpt"] is None:
-        (run / "metrics.csv").unlink(missing_ok=True)
+    elif config["ckpt"] is None:  # the first process alone: the others come when it has begun to log
+        rank_zero_only((run / "metrics.csv").unlink)(missing_ok=True)
+        rank_zero_only(shutil.rmtree)(run / "tensorboard", ignore_errors=True)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -116,8 +120,7 @@ def train(config: dict[str, Any]) -> float | None:
         use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
         num_sanity_val_steps=0,
     )
-    for logger in loggers:
-        logger.log_hyperparams(_flat(config))
+    begin(trainer.loggers, config, provenance["version"])
     checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -125,6 +128,7 @@ def train(config: dict[str, Any]) -> float | None:
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score = getattr(best, "best_model_score", None)
+    results: dict[str, Any] = {} if score is None else {f"best/{getattr(best, 'monitor', '')}": float(score)}
     if trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
@@ -152,8 +156,10 @@ def train(config: dict[str, Any]) -> float | None:
                 limit=data.eval_batch_size if trial else None,
             )
             report_scores(config["name"], output)
+            results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
         if scores:
             save_bundle(run / "bundle", bundle, scores)
+        end(trainer.loggers, results, trainer.global_step, run / "bundle")
         if not trial:
             write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")
@@ -183,16 +189,6 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     if not Path(wanted).exists():
         raise ValueError(f"ckpt={wanted}: no such file; give `last` or a checkpoint's path")
     return wanted
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
