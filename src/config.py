@@ -74,12 +74,44 @@ def run_name() -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key in NOT_IN_NAME or key.split(".")[0] in ("logger", "hydra"):
             continue
-        parts.append(f"{key}={Path(value).name if '/' in value else value}")
+        value = path_name(value)
+        parts.append(f"{key}={value}")
     name = ",".join([base, *parts])
     slug = re.sub(r"[^\w=,.+/-]+", "_", name)
     if len(slug) > 160:
         slug = f"{slug[:140]}-{hashlib.sha256(name.encode()).hexdigest()[:10]}"
     return slug
+
+
+def path_name(value: str) -> str:
+    """A path in few words: its last part, or of a run's bundle/ the run's folder; what is no path, as it is."""
+    return Path(value.removesuffix("/").removesuffix("/bundle")).name if "/" in value else value
+
+
+def given_fields() -> set[str]:
+    """What the command line and the recipe set: groups (`encoder`) and dotted fields (`encoder.frozen`)."""
+    if not HydraConfig.initialized():
+        return set()
+    hydra = HydraConfig.get()
+    given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
+    recipe = hydra.runtime.choices.get("experiments")
+    if recipe:
+        content: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "experiments" / f"{recipe}.yaml"))
+        chosen = [name for entry in content.pop("defaults", []) if isinstance(entry, dict) for name in entry]
+        given |= {name.removeprefix("override ").strip("/ ") for name in chosen}
+        given |= set(flat(content))
+    return given
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
 
 
 def setup() -> None:

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torchvision.transforms.functional import pil_to_tensor
 
 from src.captioner import Captioner
+from src.config import flat
 from src.data.images import ImageError
 from src.data.module import Batch, CaptionData
 from src.loggers import WandbOrOffline
@@ -137,10 +138,10 @@ class Gauges(lightning.Callback):
         self.idle_since = None
 
 
-def begin(loggers: Sequence[Logger], config: Mapping[str, Any], code: str) -> None:
+def begin(loggers: Sequence[Logger], config: dict[str, Any], code: str) -> None:
     """Give every logger the config, flat, and the code's version."""
     for logger in loggers:
-        logger.log_hyperparams({**_flat(config), "code_version": code})
+        logger.log_hyperparams({**flat(config), "code_version": code})
 
 
 def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle: Path) -> None:
@@ -215,13 +216,3 @@ def _for_wandb(figures: Sequence[tuple[Example, Image.Image, Image.Image]]) -> d
             None if example.attention is None else sheet,
         )
     return {**{f"val/pictures/{i}": sheet for i, sheet in enumerate(sheets)}, "val/captions": table}
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -24,10 +24,9 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def memory(self, images: Tensor) -> Any:
-        """Pixels (B, 3, H, W) or cached regions (B, R, D) → the decoder's Memory."""
-        features: Features = self.encoder(images)
-        return self.decoder.prepare(features)
+    def memory(self, images: Tensor | Features) -> Any:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → the decoder's Memory."""
+        return self.decoder.prepare(images if isinstance(images, Features) else self.encoder(images))
 
 
 OWN = ("src.",)
@@ -92,7 +91,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
         if encoder.vector:
             raise ConfigError(
                 "encoder gives one vector and decoder attends over regions: choose decoder=lstm, or give the encoder "
-                "a grid (encoder.backbone.head=null)"
+                "a grid (encoder.pool=false, encoder.backbone.head=null)"
             )
         if not config.get("attention"):
             raise ConfigError("decoder attends but attention is null: choose attention=additive or attention=dot")

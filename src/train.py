@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import yaml
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
+from src.bundle import Bundle, bundle_config, load_bundle, read_saved, save_bundle, without_weights
 from src.captioner import Captioner
-from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
+from src.config import CONF, autocast_dtype, device, given_fields, one_sentence, path_name, plain, precision
 from src.dashboards import begin, end
 from src.data.module import CaptionData
 from src.encoders import Encoder
-from src.evaluation import code_version, evaluate, report_scores, write_atomically
+from src.evaluation import code_version, evaluate, report_scores
+from src.files import write_atomically
+from src.initial import adopt, freeze, initialise
 from src.model import TRAINING, build, instantiate
 from src.training import CaptioningModule
 
@@ -46,8 +49,8 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
 def cache_features(
     config: dict[str, Any], data: CaptionData, encoder: Encoder, names: list[str], kind: str, arithmetic: str
 ) -> None:
-    """Cache a frozen backbone's features of these splits, unless `data.cache` is off."""
-    if encoder.frozen and config["data"]["cache"]:
+    """Cache what the frozen stages say of these splits, unless `data.cache` is off."""
+    if encoder.frozen_stages and config["data"]["cache"]:
         data.cache_features(
             encoder,
             config["encoder"]["backbone"],
@@ -58,8 +61,19 @@ def cache_features(
         )
 
 
-def train(config: dict[str, Any]) -> float | None:
-    """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps."""
+def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
+    """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps.
+
+    Args:
+        config: the composed config, as plain values.
+        given: what the user or a recipe set in it, which `init` leaves as it is: groups and dotted fields.
+    """
+    start = None
+    if config["init"]:
+        if config["init_vocabulary"] not in ("keep", "extend"):
+            raise ValueError(f"init_vocabulary={config['init_vocabulary']}: choose keep or extend")
+        start = read_saved(Path(config["init"]))
+        config = adopt(config, start.config, given)
     run = Path(config["run_dir"])
     trial = bool(config["trainer"].get("fast_dev_run"))
     if trial:
@@ -74,7 +88,8 @@ def train(config: dict[str, Any]) -> float | None:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
-    data = build_data(config, seed=config["seed"])
+    known = {"vocabulary": start.vocabulary, "extend": config["init_vocabulary"] == "extend"} if start else {}
+    data = build_data(config, seed=config["seed"], **known)
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
@@ -84,10 +99,14 @@ def train(config: dict[str, Any]) -> float | None:
         )
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
-    model = build(config, vocabulary)
+    model = build(without_weights(config) if start else config, vocabulary)
+    if start:
+        initialise(model, vocabulary, start, path_name(config["init"]))
+    freeze(model, config["freeze"])
     provenance = {
         "version": code_version(),
         "encoder_weights": model.encoder.backbone.weights_used,
+        **({"init": path_name(config["init"])} if start else {}),
         "data": data.root.resolve().name,
         "seed": config["seed"],
         "trained_on": f"{len(data.images('train'))} images",
@@ -195,7 +214,7 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
-    return train(plain(config))
+    return train(plain(config), given_fields())
 
 
 if __name__ == "__main__":

@@ -62,12 +62,18 @@ class CaptioningModule(lightning.LightningModule):
         self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
         self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
+        self.fine_tuned = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
         self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
         self.sums: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Not at the epoch's start: Lightning leaves that hook out where a run is resumed in the middle of an epoch.
+        self.model.encoder.at_epoch(self.current_epoch)
+        if self.trainer.world_size == 1:  # several processes must agree on what has gradients from first to last
+            for parameter in self.fine_tuned:
+                parameter.requires_grad_(not self.model.encoder.asleep)
         # Dropout is a function of (seed, epoch, step, rank), so a resumed run draws what an uninterrupted one draws.
         place = f"{self.seed} {self.current_epoch} {batch_idx} {self.global_rank}"
         torch.manual_seed(zlib.crc32(place.encode()))
@@ -88,19 +94,25 @@ class CaptioningModule(lightning.LightningModule):
         world = self.trainer.world_size
         if world > 1:
             torch.distributed.all_reduce(count)
+        if self.model.encoder.asleep:
+            for parameter in self.fine_tuned:
+                parameter.grad = None  # the optimizer passes over it
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # Lightning has divided each step by the accumulation and averaged over the ranks; both are undone here.
         torch._foreach_mul_(gradients, float(self.trainer.accumulate_grad_batches * world / count.clamp(min=1)))
         self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))  # before clipping
 
     def configure_optimizers(self) -> Any:
-        trainable = [p for p in self.parameters() if p.requires_grad]
-        decayed = [p for p in trainable if p.dim() > 1]
-        plain = [p for p in trainable if p.dim() <= 1]  # biases and norms are not decayed
-        groups = [
-            {"params": decayed, "name": "decayed"},  # names are those of the learning rates in the logs
-            {"params": plain, "name": "not_decayed", "weight_decay": 0.0},
-        ]
+        fine_tuned = {id(p) for p in self.fine_tuned}
+        rate = self.model.encoder.learning_rate
+        groups = []
+        for name, own in (("", {}), ("backbone_", {} if rate is None else {"lr": rate})):
+            members = [p for p in self.parameters() if p.requires_grad and (id(p) in fine_tuned) == bool(name)]
+            for decayed in (True, False):  # biases and norms are not decayed
+                group = [p for p in members if (p.dim() > 1) == decayed]
+                if group:
+                    label = name + ("decayed" if decayed else "not_decayed")  # its learning rate's key in the logs
+                    groups.append({"params": group, "name": label, **own, **({} if decayed else {"weight_decay": 0.0})})
         optimizer = instantiate(self.optimizer_config, TRAINING, params=groups)
         if self.scheduler_config is None:
             return optimizer
@@ -116,8 +128,7 @@ class CaptioningModule(lightning.LightningModule):
         self.sums = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if batch.images.dim() == 4:  # encode once for both the loss and the captions
-            batch = batch._replace(images=self.model.encoder.regions(batch.images))
+        batch = batch._replace(images=self.model.encoder(batch.images))  # once for both the loss and the captions
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().cpu().double()

@@ -208,7 +208,7 @@ def test_caption_names_unreadable_pictures_and_goes_on(run, shapes, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "nowhere", "README.md"], "model=nowhere: no such file"),
+        (["--model", "nowhere", "README.md"], "nowhere: no such file"),
         (["--model", "nowhere", "no/such/*.jpg"], "no such file or folder"),
         (["--model", "nowhere", "conf"], "no pictures in this folder"),
     ],

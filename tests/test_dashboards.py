@@ -74,14 +74,15 @@ def test_metrics_csv_holds_every_key(run):
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == list(range(STEPS))
     named = {"loss", "cross_entropy", "token_accuracy", "gradient_norm", "captions_per_second", "images_per_second"}
-    named = {f"train/{name}" for name in [*named, "data_wait"]} | {"learning_rate/decayed", "learning_rate/not_decayed"}
+    rates = {f"learning_rate/{name}decayed" for name in ("", "not_", "backbone_", "backbone_not_")}
+    named = {f"train/{name}" for name in [*named, "data_wait"]} | rates
     for row in training:
         assert set(row) == named | {"step", "epoch"} | ({"train/gpu_memory_gib"} & set(row))
         assert row["train/gradient_norm"] > 0 and 0 <= row["train/data_wait"] < 1
         assert row["train/captions_per_second"] == pytest.approx(2 * row["train/images_per_second"], rel=1e-5) != 0
     # the cosine, after a warm-up that is shorter than a step
-    rates = [row["learning_rate/decayed"] for row in training]
-    assert rates[0] == pytest.approx(0.01) and sorted(rates, reverse=True) == rates and rates[-1] < 0.001
+    decay = [row["learning_rate/decayed"] for row in training]
+    assert decay[0] == pytest.approx(0.01) and sorted(decay, reverse=True) == decay and decay[-1] < 0.001
     validations = [row for row in rows if "val/loss" in row]
     assert [row["step"] for row in validations] == [3, 7]
     scores = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "exact_match", "distinct_words"}

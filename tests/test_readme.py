@@ -15,6 +15,7 @@ from src.model import build
 from src.prepare import __main__ as prepare
 from src.train import train
 from tests.conftest import tiny_config
+from tests.prepare import originals
 from tests.test_configs import composed, tiny
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
@@ -78,13 +79,23 @@ def test_caption_commands(arguments, bundle, shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
-def test_preparation_commands(arguments, tmp_path):
-    folder = next(i for i, a in enumerate(arguments) if a.startswith("data/"))
-    arguments[folder] = str(tmp_path / "made")
-    if "--images" in arguments:
-        del arguments[arguments.index("--images") : arguments.index("--images") + 2]
-    assert prepare.main([*arguments, "--images", "40"]) == 0
-    assert (tmp_path / "made" / "train.tsv").exists()
+def test_preparation_commands(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, folder, *options = arguments
+    if name == "scenes":
+        if "--images" in options:
+            del options[options.index("--images") : options.index("--images") + 2]
+        options += ["--images", "40"]
+    else:  # a known data set: a miniature of it, where the command looks for it
+        (originals.coco if name == "karpathy" else getattr(originals, name))(tmp_path / folder)
+    assert prepare.main([name, folder, *options]) == 0
+    made = Path(options[options.index("--output") + 1]) if "--output" in options else Path(folder)
+    assert list(made.glob("train*.tsv"))
+
+
+def test_each_data_set_has_a_command():
+    modules = {data_set.__name__.rpartition(".")[2] for data_set in prepare.DATA_SETS}
+    assert modules == {arguments[0] for arguments in commands("src.prepare")}
 
 
 def test_there_are_commands_of_each_kind():

@@ -24,7 +24,7 @@ PLAIN = {"dropout": 0.0, "frozen": True, "scheduler": None, "optimizer": {"_targ
 SCHEDULE = {"_target_": "src.schedules.WarmupCosine", "warmup": 0.2}
 
 
-def make(shapes, seed=0, scheduler=SCHEDULE, batch_size=4, dropout=0.3, frozen=False, optimizer=OPTIMIZER):
+def make(shapes, seed=0, scheduler=SCHEDULE, batch_size=4, dropout=0.3, frozen=False, optimizer=OPTIMIZER, **encoder):
     torch.manual_seed(seed)
     data = CaptionData(
         shapes,
@@ -36,7 +36,8 @@ def make(shapes, seed=0, scheduler=SCHEDULE, batch_size=4, dropout=0.3, frozen=F
         batch_size=batch_size,
         seed=seed,
     )
-    model = build(tiny_config(decoder__dropout=dropout, encoder__frozen=frozen), data.vocabulary)
+    encoder = {f"encoder__{key}": value for key, value in {"frozen": frozen, **encoder}.items()}
+    model = build(tiny_config(decoder__dropout=dropout, **encoder), data.vocabulary)
     module = CaptioningModule(
         model,
         data.vocabulary,
@@ -177,6 +178,46 @@ def test_a_frozen_backbone_stays_as_it_was(shapes, tmp_path):
     assert_equal(before, module.model.encoder.backbone.state_dict())
 
 
+def stage_weights(module):
+    stages = module.model.encoder.backbone.stages
+    return [[p.detach().clone() for m in stage.modules for p in m.parameters()] for stage in stages]
+
+
+def changed(before, after):
+    return [any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
+
+
+def test_stages_learn_from_their_epoch_on_at_their_own_rate(shapes, tmp_path):
+    module, data = make(shapes, frozen=1, unfreeze_epoch=2, learning_rate=0.003)
+    seen, rates = [stage_weights(module)], []
+
+    class Watch(lightning.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append(stage_weights(module))
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    fit(module, data, tmp_path, max_epochs=4, enable_checkpointing=False, callbacks=[Watch()])
+    learned = [changed(*pair) for pair in zip(seen[:-1], seen[1:], strict=True)]
+    assert learned == [[False, False, False]] * 2 + [[False, True, True]] * 2
+    for decoder, plain, backbone, its_plain in rates:
+        assert decoder == plain and backbone == its_plain == pytest.approx(0.3 * decoder)
+
+
+def test_a_run_resumed_in_the_middle_of_a_waking_epoch_is_awake(shapes, tmp_path):
+    module, data = make(shapes, frozen=1, unfreeze_epoch=1)
+
+    class Save(lightning.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if trainer.global_step == 6:
+                trainer.save_checkpoint(tmp_path / "six.ckpt")
+
+    fit(module, data, tmp_path, max_epochs=2, enable_checkpointing=False, callbacks=[Save()])
+    resumed, data = make(shapes, frozen=1, unfreeze_epoch=1)
+    trainer = fit(resumed, data, tmp_path, max_epochs=2, ckpt=tmp_path / "six.ckpt", enable_checkpointing=False)
+    assert trainer.global_step == 8
+    assert_equal(weights(module), weights(resumed))
+
+
 def test_checkpoints_hold_tensors_and_plain_values(shapes, tmp_path):
     module, data = make(shapes)
     trainer = fit(module, data, tmp_path, max_epochs=1, enable_checkpointing=False)
@@ -191,7 +232,7 @@ import sys, torch, pytorch_lightning as lightning
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from tests.test_training import PLAIN, make, weights
-module, data = make(Path({shapes!r}), batch_size={batch}, **PLAIN)
+module, data = make(Path({shapes!r}), batch_size={batch}, **(PLAIN | {options!r}))
 trainer = lightning.Trainer(accelerator="cpu", devices={devices}, strategy={strategy!r}, max_epochs=2, logger=False,
     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     num_sanity_val_steps=0)
@@ -202,14 +243,24 @@ if trainer.is_global_zero:
 """
 
 
-def test_two_processes_equal_one(shapes, tmp_path):
-    """Two real processes (gloo) with half the batch each end with the weights and validation scores of one."""
+@pytest.mark.parametrize("options", [{}, {"frozen": 1, "unfreeze_epoch": 1, "batch_norm": "keep"}], ids=str)
+def test_two_processes_equal_one(shapes, tmp_path, options):
+    """Two real processes (gloo) with half the batch each end with the weights and validation scores of one, also where
+    some stages begin to learn in the second epoch."""
     results = []
     for devices, strategy, batch in ((1, "auto", 4), (2, "ddp", 2)):
         out, script = tmp_path / f"{devices}.pt", tmp_path / f"run{devices}.py"
         root = str(Path(__file__).parents[1])
         script.write_text(
-            TWO.format(root=root, shapes=str(shapes), batch=batch, devices=devices, strategy=strategy, out=str(out))
+            TWO.format(
+                root=root,
+                shapes=str(shapes),
+                batch=batch,
+                devices=devices,
+                strategy=strategy,
+                out=str(out),
+                options=options,
+            )
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The feature cache: what a frozen backbone says of each image, computed once a data set."""
+"""The feature cache: what a backbone's frozen stages say of each image, computed once a data set."""
 
 import hashlib
 import json
@@ -26,12 +26,13 @@ FLUSH_EVERY = 1024
 """Images after which a build is on disk: at most so many are lost when it is interrupted."""
 
 
-def state_digest(module: torch.nn.Module) -> str:
-    """A digest of a module's weights' content."""
+def state_digest(*modules: torch.nn.Module) -> str:
+    """A digest of modules' weights' content."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for number, module in enumerate(modules):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{number} {name}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -77,12 +78,13 @@ def cached_features(
 ) -> np.ndarray:
     """Regions (N, R, D) float16 of all images, memory-mapped; computed where the cache does not have them.
 
-    The key is the backbone's configuration, its weights' content, the preprocessing, the arithmetic's precision and
-    the images (names, sizes, times of change). A build that was interrupted goes on where it stopped; one that runs at
-    the same time is waited for. A finished one is never written again.
+    The key is the backbone's configuration, the number and the weights' content of its frozen stages, the
+    preprocessing, the arithmetic's precision and the images (names, sizes, times of change). A build that was
+    interrupted goes on where it stopped; one that runs at the same time is waited for. A finished one is never written
+    again.
 
     Args:
-        encoder: with a frozen backbone.
+        encoder: at least one of its stages is frozen.
         backbone_config: what the backbone was built from.
         root: the folder that `images` are relative to.
         images: their paths, in the order of the rows.
@@ -96,7 +98,8 @@ def cached_features(
     """
     key = {
         "backbone": {k: v for k, v in backbone_config.items() if k != "weights"},
-        "weights": state_digest(encoder.backbone),
+        "stages": encoder.frozen_stages,
+        "weights": state_digest(*encoder.frozen_modules),
         "preprocess": preprocess.to_dict(),
         "precision": str(precision),
         "images": images_digest(root, images),
@@ -150,7 +153,7 @@ def _build(
     with bar, torch.inference_mode(), torch.autocast(kind, precision, enabled=precision is not None):
         for batch in loader:
             pixels = batch.to(device, memory_format=torch.channels_last)
-            regions = encoder.regions(pixels).to(torch.float16).cpu().numpy()
+            regions = encoder.frozen_regions(pixels).to(torch.float16).cpu().numpy()
             if rows is None:
                 size = len(images) * regions[0].nbytes
                 free = shutil.disk_usage(partial).free

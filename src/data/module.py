@@ -16,7 +16,7 @@ from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.tsv import Captions, read_tsv, split_by_image, write_skipped
 from src.data.vocabulary import PAD, Vocabulary
-from src.encoders.base import Encoder
+from src.encoders.base import Encoder, Features
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ SPLITS = ("train", "val", "test")
 class Batch(NamedTuple):
     """B images with up to Q captions each. Ragged Q and T are padded and masked."""
 
-    images: Tensor
-    """(B, 3, H, W) uint8 pixels, or (B, R, D) cached regions."""
+    images: Tensor | Features
+    """(B, 3, H, W) uint8 pixels, (B, R, D) cached output of the frozen stages, or what the encoder made of either."""
     index: Tensor  # type: ignore[assignment]
     """(B,) each image's row in its split."""
     tokens: Tensor
@@ -172,6 +172,8 @@ class CaptionData(lightning.LightningDataModule):
         tokenizer: how a caption becomes words.
         min_count, max_size: limits of the vocabulary, built from the training captions only.
         vocabulary: one that exists already, instead.
+        extend: True adds the training captions' words that it lacks, within the same limits, False only counts what
+            they say; None leaves it as it is.
         batch_size: images a training batch; each comes with up to `captions_per_image` captions.
         captions_per_image: captions of an image that are learned from together; None means all.
         max_tokens: longer training captions are cut there.
@@ -196,6 +198,7 @@ class CaptionData(lightning.LightningDataModule):
         min_count: int = 5,
         max_size: int | None = None,
         vocabulary: Vocabulary | None = None,
+        extend: bool | None = None,
         batch_size: int = 32,
         captions_per_image: int | None = None,
         max_tokens: int = 40,
@@ -230,11 +233,14 @@ class CaptionData(lightning.LightningDataModule):
             raise ValueError(
                 "data: no TSV given; set data.train=FILE (and data.val, data.test, or data.split=[0.9,0.05,0.05])"
             )
-        if vocabulary is None:
+        if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
             words = (tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
-            vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+            if vocabulary is None:
+                vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+            else:
+                vocabulary = vocabulary.extended(words, min_count=min_count, max_size=max_size, new=bool(extend))
         self.vocabulary = vocabulary
         self._splits: dict[str, CaptionedImages] = {}
         self._training: BatchLoader | None = None
@@ -269,7 +275,7 @@ class CaptionData(lightning.LightningDataModule):
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], **options: Any
     ) -> None:
-        """From now on read a frozen backbone's features from the cache, building what it lacks: `cached_features`."""
+        """From now on read the frozen stages' output from the cache, building what it lacks: `cached_features`."""
         for name in names:
             split = self.images(name)
             split.features = cached_features(

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple, cast, get_args
 from tqdm import tqdm
 
 from src.data.images import AGAIN, ImageError, load_image
+from src.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -167,14 +168,7 @@ def write_skipped(path: str | os.PathLike[str], skipped: Iterable[BadRow]) -> No
     """Write bad rows as `line<TAB>kind<TAB>reason<TAB>row`; `cut -f4-` gives the rows back, tabs and all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, "".join("\t".join((str(b.line), b.kind, b.reason, b.row)) + "\n" for b in skipped))
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-    os.replace(partial, path)
+    write_atomically(path, "".join("\t".join((str(b.line), b.kind, b.reason, b.row)) + "\n" for b in skipped))
 
 
 def _counted(bad: Iterable[BadRow]) -> str:
@@ -405,7 +399,7 @@ def _decode(
     finally:
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
-            _write(cache, json.dumps(_read_cache(cache) | known, ensure_ascii=False))
+            write_atomically(cache, json.dumps(_read_cache(cache) | known, ensure_ascii=False))
     return problems
 
 

@@ -78,6 +78,27 @@ class Vocabulary:
         unknown = seen.total() - sum(n for _, n in kept)
         return cls([*SPECIALS, *(word for word, _ in kept)], [0, 0, 0, unknown, *(n for _, n in kept)])
 
+    def extended(
+        self, token_lists: Iterable[Sequence[str]], min_count: int = 5, max_size: int | None = None, new: bool = True
+    ) -> "Vocabulary":
+        """This vocabulary with the counts of further captions added, and behind it their words that it lacks.
+
+        Args:
+            token_lists, min_count, max_size: as in `build`; max_size limits old and new words together.
+            new: False adds no words, only counts.
+        """
+        seen: Counter[str] = Counter()
+        for tokens in token_lists:
+            seen.update(tokens)
+        ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
+        added = [(w, n) for w, n in ranked if n >= min_count and w not in self.index and w not in SPECIALS]
+        room = 0 if not new else None if max_size is None else max(0, max_size - len(self.index))
+        added = added[:room]
+        counts = [n + seen[word] * (word in self.index) for word, n in zip(self.words, self.counts, strict=True)]
+        known = sum(n for word, n in seen.items() if word in self.index) + sum(n for _, n in added)
+        counts[UNK] += seen.total() - known
+        return Vocabulary([*self.words, *(w for w, _ in added)], [*counts, *(n for _, n in added)])
+
     def __len__(self) -> int:
         return len(self.words)
 
@@ -90,7 +111,7 @@ class Vocabulary:
         """One line for a log."""
         return (
             f"vocabulary: {len(self.index):,} words, {self.coverage:.2%} of {sum(self.counts):,} "
-            f"training tokens; the rarest was seen {self.counts[-1]} times"
+            f"training tokens; the rarest was seen {min(self.counts[len(SPECIALS) :])} times"
         )
 
     def encode(self, tokens: Iterable[str], add_bos_eos: bool = True) -> list[int]:

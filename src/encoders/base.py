@@ -1,6 +1,7 @@
-"""What every encoder is: a backbone whose output can be cached, and a trainable neck."""
+"""What every encoder is: a backbone in stages, the frozen ones of which can be cached, and a trainable neck."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +29,17 @@ def grid_boxes(height: int, width: int, device: torch.device | None = None) -> T
     return torch.stack([x, y, x + 1 / width, y + 1 / height], dim=-1).flatten(0, 1)
 
 
+class Stage(NamedTuple):
+    """A stretch of a backbone: what is frozen, fine-tuned and cached as one."""
+
+    name: str
+    modules: Sequence[nn.Module]
+    """Applied one after the other."""
+
+
 class Backbone(nn.Module):
-    """Pixels (B, 3, H, W) in [0, 1] → a map (B, D, h, w). Normalisation happens inside, so that training, attack,
-    export and service share one pixel space."""
+    """Pixels (B, 3, H, W) in [0, 1] → a map (B, D, h, w), stage by stage. Normalisation happens inside, so that
+    training, attack, export and service share one pixel space."""
 
     width: int
     """D, the channels of the map."""
@@ -46,8 +55,18 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.mean) / self.std
+    @property
+    def stages(self) -> list[Stage]:
+        """All of the network, from the pixels on."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        """Stages `first` … `last` - 1: of pixels where first is 0, else of the map that stage first - 1 gave."""
+        x = images if first else (images - self.mean) / self.std
+        for stage in self.stages[first:last]:
+            for module in stage.modules:
+                x = module(x)
+        return x
 
 
 class BoxPosition(nn.Module):
@@ -71,12 +90,20 @@ class Encoder(nn.Module):
     """A backbone and its neck: projection of every region to `width`, position, layer norm, dropout.
 
     Args:
-        backbone: the cacheable part.
+        backbone: its first stages are cacheable where they are frozen.
         width: D of the features given to the decoder; None keeps the backbone's own.
         position: add each region's position (grids only; a single vector has none).
-        frozen: the backbone learns nothing and stays in eval mode, so that its output can be cached. Gradients still
-            reach the pixels.
-        dropout: on the backbone's output, whole regions' channels, while training.
+        pool: one fixed-length vector, the mean of the regions, instead of the grid.
+        frozen: how many of the backbone's stages learn nothing, counted from the pixels; True: all, False: none. They
+            stay in eval mode, so that what they give can be cached. Gradients still reach the pixels.
+        unfreeze_epoch: the other stages learn from this epoch on (0-based), and are frozen before.
+        learning_rate: their peak learning rate; None: the optimizer's.
+        batch_norm: of the stages that learn: `keep` the running statistics, `learn` them, or `auto`: keep those that
+            were loaded, learn those that started at random.
+        dropout: on the backbone's output, while training.
+
+    Raises:
+        ValueError: a number of stages that the backbone does not have, or settings of learning where all is frozen.
     """
 
     def __init__(
@@ -84,49 +111,110 @@ class Encoder(nn.Module):
         backbone: Backbone,
         width: int | None = 512,
         position: bool = True,
-        frozen: bool = True,
+        pool: bool = False,
+        frozen: bool | int = True,
+        unfreeze_epoch: int = 0,
+        learning_rate: float | None = None,
+        batch_norm: str = "auto",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        stages = backbone.stages
+        count = len(stages) if frozen is True else int(frozen)
+        if not 0 <= count <= len(stages):
+            names = ", ".join(f"{number} {stage.name}" for number, stage in enumerate(stages, start=1))
+            raise ValueError(
+                f"encoder.frozen={frozen}: this backbone has {len(stages)} stages ({names}); give how many of them are "
+                "frozen, true for all or false for none"
+            )
+        if batch_norm not in ("auto", "keep", "learn"):
+            raise ValueError(f"encoder.batch_norm={batch_norm}: choose auto, keep or learn")
+        if count == len(stages) and (unfreeze_epoch or learning_rate is not None):
+            raise ValueError(
+                "encoder.learning_rate and encoder.unfreeze_epoch are of stages that learn, and encoder.frozen="
+                f"{str(frozen).lower()} leaves none: set encoder.frozen to a number below {len(stages)}"
+            )
         self.backbone = backbone
-        self.frozen = frozen
+        self.frozen_stages, self.unfreeze_epoch = count, unfreeze_epoch
+        self.learning_rate, self.batch_norm = learning_rate, batch_norm
+        self.pool = pool
+        self.asleep = unfreeze_epoch > 0
+        """Whether the stages that are to learn wait for their epoch."""
         self.width = width or backbone.width
         self.project = nn.Linear(backbone.width, self.width) if width else nn.Identity()
         self.position = BoxPosition(self.width) if position and not self.vector else None
         self.norm = nn.LayerNorm(self.width)
         self.dropout = nn.Dropout(dropout)
-        if frozen:
-            backbone.requires_grad_(False)
-            backbone.eval()
+        for module in self.frozen_modules:
+            module.requires_grad_(False)
+        self.train(self.training)
 
     @property
     def vector(self) -> bool:
-        """True where the backbone gives one fixed-length vector and no regions to attend over."""
-        return self.backbone.vector
+        """True where a decoder gets one fixed-length vector and no regions to attend over."""
+        return self.backbone.vector or self.pool
+
+    @property
+    def frozen_modules(self) -> list[nn.Module]:
+        """The modules of the frozen stages, in order."""
+        return [module for stage in self.backbone.stages[: self.frozen_stages] for module in stage.modules]
 
     def train(self, mode: bool = True) -> "Encoder":
         super().train(mode)
-        if self.frozen:
-            self.backbone.eval()  # frozen batch norm must neither use nor update batch statistics
+        if mode:
+            still = self.frozen_modules  # frozen batch norm must neither use nor update batch statistics
+            if self.asleep or self.frozen_stages == len(self.backbone.stages):
+                still = [self.backbone]
+            elif self.batch_norm == "keep" or (
+                self.batch_norm == "auto" and not self.backbone.weights_used.startswith("random")
+            ):
+                still += [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+            for module in still:
+                module.eval()
         return self
 
-    def regions(self, pixels: Tensor) -> Tensor:
-        """What the feature cache keeps: pixels (B, 3, H, W), uint8 or floats in [0, 1], → (B, R, backbone width)."""
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 255
-        return self.backbone(pixels).flatten(2).transpose(1, 2)
+    def at_epoch(self, epoch: int) -> None:
+        """Wake the stages that are to learn, or let them sleep."""
+        asleep = epoch < self.unfreeze_epoch
+        if asleep != self.asleep:
+            self.asleep = asleep
+            self.train(self.training)
+
+    def regions(self, images: Tensor, last: int | None = None) -> Tensor:
+        """What the backbone says of pictures (B, R, D); with `last`, what its first stages say.
+
+        Args:
+            images: pixels (B, 3, H, W), uint8 or floats in [0, 1], or the frozen stages' cached output (B, R', D').
+            last: the stage before which to stop.
+        """
+        if images.dim() == 3:
+            side = math.isqrt(images.size(1))
+            if side * side != images.size(1):
+                raise ValueError(f"{images.size(1)} regions form no square grid: cached maps are square")
+            first, x = self.frozen_stages, images.transpose(1, 2).unflatten(2, (side, side))
+            x = x.to(self.norm.weight.dtype)
+        else:
+            first, x = 0, images.float() / 255 if images.dtype == torch.uint8 else images
+        return self.backbone(x, first, last).flatten(2).transpose(1, 2)
+
+    def frozen_regions(self, pixels: Tensor) -> Tensor:
+        """What the feature cache keeps: the last frozen stage's map of pixels (B, 3, H, W), as (B, R', D')."""
+        return self.regions(pixels, self.frozen_stages)
 
     def forward(self, images: Tensor) -> Features:
-        """Pixels (B, 3, H, W), uint8 or floats in [0, 1], or cached regions (B, R, backbone width), → Features."""
-        regions = images if images.dim() == 3 else self.regions(images)
-        batch, count, _ = regions.shape
-        side = math.isqrt(count)
-        if side * side != count:
-            raise ValueError(f"{count} regions form no square grid: pictures are made square before the encoder")
+        """Pixels (B, 3, H, W), uint8 or floats in [0, 1], or the frozen stages' output (B, R', D'), → Features."""
+        regions = self.regions(images)
+        side = math.isqrt(regions.size(1))
+        if side * side != regions.size(1):
+            raise ValueError(
+                f"{regions.size(1)} regions form no square grid: pictures are made square before the encoder"
+            )
+        if self.pool:
+            regions, side = regions.mean(1, keepdim=True), 1
         boxes = grid_boxes(side, side, regions.device)
         grid = self.project(self.dropout(regions.to(self.norm.weight.dtype)))
         if self.position is not None:
             grid = grid + self.position(boxes)
         grid = self.norm(grid)
-        mask = torch.ones(batch, count, dtype=torch.bool, device=regions.device)
-        return Features(grid, grid.mean(1), boxes.expand(batch, -1, -1), mask)
+        mask = torch.ones(grid.shape[:2], dtype=torch.bool, device=regions.device)
+        return Features(grid, grid.mean(1), boxes.expand(len(grid), -1, -1), mask)

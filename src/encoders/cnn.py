@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from src.encoders.base import Backbone
+from src.encoders.base import Backbone, Stage
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
@@ -64,7 +64,7 @@ class CNN(Backbone):
             fully: list[nn.Module] = [nn.AdaptiveAvgPool2d(4), nn.Flatten()]
             for before, after in zip(widths[:-1], widths[1:], strict=True):
                 fully += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-            self.head = nn.Sequential(*fully)
+            self.head = nn.Sequential(*fully, nn.Unflatten(1, (head[-1], 1, 1)))
             last = head[-1]
         self.width = last
         if weights == "imagenet":
@@ -75,11 +75,17 @@ class CNN(Backbone):
             load_into(self, load_state_file(weights), f"weights={weights}")
             self.weights_used = file_description(weights)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        if min(pixels.shape[-2:]) < 2 ** (len(self.layers) // 4):
+    @property
+    def stages(self) -> list[Stage]:
+        """One a convolution layer, and the head."""
+        layers = list(self.layers)
+        stages = [Stage(f"convolution {i // 4 + 1}", layers[i : i + 4]) for i in range(0, len(layers), 4)]
+        return stages if self.head is None else [*stages, Stage("head", [self.head])]
+
+    def forward(self, images: Tensor, first: int = 0, last: int | None = None) -> Tensor:
+        if not first and min(images.shape[-2:]) < 2 ** (len(self.layers) // 4):
             raise ValueError(
-                f"pictures of {min(pixels.shape[-2:])} pixels vanish in {len(self.layers) // 4} halvings: "
+                f"pictures of {min(images.shape[-2:])} pixels vanish in {len(self.layers) // 4} halvings: "
                 "raise transform.size or shorten encoder.backbone.channels"
             )
-        x = self.layers(self.normalise(pixels))
-        return x if self.head is None else self.head(x)[..., None, None]
+        return super().forward(images, first, last)

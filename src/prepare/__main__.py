@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from src.prepare import scenes
+from src.prepare import coco, flickr8k, flickr30k, karpathy, scenes
 
-DATA_SETS = (scenes,)
+DATA_SETS = (scenes, flickr8k, flickr30k, coco, karpathy)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -49,6 +49,7 @@ def test_features(make, frozen):
     encoder = Encoder(make(), width=24, frozen=frozen)
     encoder.train()
     assert encoder.backbone.training is not frozen
+    assert encoder.frozen_stages == (len(encoder.backbone.stages) if frozen else 0)
     before = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
     pixels = PIXELS.clone().requires_grad_()
     features = encoder(pixels)
@@ -176,3 +177,138 @@ def test_without_weights_auto_is_loud_and_imagenet_fails(monkeypatch, caplog, tm
 def test_an_unknown_timm_name_is_refused_with_close_ones():
     with pytest.raises(ValueError, match="timm knows no such model; close: .*efficientnet"):
         TimmBackbone("efficientnet_litee0")
+
+
+FAMILIES = {
+    "cnn": lambda: CNN(channels=(8, 16, 16), weights="random"),
+    "cnn with a head": lambda: CNN(channels=(8, 16), head=(12,), weights="random"),
+    "resnet18": lambda: TorchvisionBackbone("resnet18", weights="random"),
+    "vgg11_bn": lambda: TorchvisionBackbone("vgg11_bn", weights="random"),
+    "mobilenet_v2": lambda: TorchvisionBackbone("mobilenet_v2", weights="random"),
+    "efficientnet": lambda: TimmBackbone("tf_efficientnet_lite0", weights="random"),
+    "mobilenetv3": lambda: TimmBackbone("mobilenetv3_small_050", weights="random"),
+    "timm's resnet": lambda: TimmBackbone("resnet10t", weights="random"),
+    "convnext": lambda: TimmBackbone("convnext_atto", weights="random"),
+    "regnet": lambda: TimmBackbone("regnetx_002", weights="random"),
+    "densenet": lambda: TimmBackbone("densenet121", weights="random"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stages_are_the_whole_network_cut_into_pieces(family):
+    """Stage after stage equals the library's own forward pass; every weight is in exactly one stage."""
+    torch.manual_seed(0)
+    backbone = FAMILIES[family]().eval()
+    with torch.no_grad():
+        whole = backbone(PIXELS)
+        for cut in range(1, len(backbone.stages)):
+            torch.testing.assert_close(backbone(backbone(PIXELS, last=cut), cut), whole)
+        network = getattr(backbone, "network", None)
+        normalised = (PIXELS - backbone.mean) / backbone.std
+        if isinstance(backbone, TimmBackbone):
+            network = getattr(network, "network", network)
+            torch.testing.assert_close(network.forward_features(normalised), whole)
+        elif hasattr(network, "features"):
+            torch.testing.assert_close(network.features(normalised), whole)
+        elif network is not None:  # torchvision's ResNet ends in pooling, its classifier is gone
+            torch.testing.assert_close(network(normalised), whole.mean((2, 3)))
+    assert whole.shape[1] == backbone.width
+    staged = [id(p) for stage in backbone.stages for module in stage.modules for p in module.parameters()]
+    assert sorted(staged) == sorted(id(p) for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_transformers_tokens_are_laid_out_as_a_grid(name):
+    backbone = TimmBackbone(name, weights="random").eval()
+    pixels = torch.rand(1, 3, 224, 224)
+    inner = backbone.network.network
+    with torch.no_grad():
+        found, tokens = backbone(pixels), inner.forward_features((pixels - backbone.mean) / backbone.std)
+    tokens = tokens[0, inner.num_prefix_tokens :] if tokens.dim() == 3 else tokens[0].flatten(0, 1)
+    torch.testing.assert_close(found[0].flatten(1).T, tokens)
+
+
+@pytest.mark.parametrize("frozen", [1, 2, 4])
+def test_fine_tuning_from_a_stage_on(frozen):
+    """What is frozen gets no gradient and keeps its statistics; from the cached map the rest gives the same features
+    and the same gradients as from the pixels."""
+    torch.manual_seed(0)
+    encoder = Encoder(TorchvisionBackbone("resnet18", weights="random"), width=24, frozen=frozen).train()
+    stages = encoder.backbone.stages
+    assert [any(m.training for m in stage.modules) for stage in stages] == [i >= frozen for i in range(5)]
+    cached = encoder.frozen_regions(PIXELS)
+    outputs, gradients = [], []
+    for images in (PIXELS, cached):
+        encoder.zero_grad()
+        grid = encoder(images).grid
+        grid.square().sum().backward()
+        outputs.append(grid)
+        gradients.append([p.grad.clone() for stage in stages[frozen:] for m in stage.modules for p in m.parameters()])
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+    assert all(p.grad is None for m in encoder.frozen_modules for p in m.parameters())
+
+
+def test_stages_sleep_until_their_epoch():
+    encoder = Encoder(CNN(channels=(4, 8)), frozen=1, unfreeze_epoch=2).train()
+    norms = [m for m in encoder.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    for epoch, awake in ((0, False), (1, False), (2, True), (3, True), (0, False)):
+        encoder.at_epoch(epoch)
+        assert [m.training for m in norms] == [False, awake]
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch_norm", "learns"),
+    [("random", "auto", True), ("file x", "auto", False), ("file x", "learn", True), ("random", "keep", False)],
+)
+def test_loaded_statistics_stay_and_random_ones_learn(weights, batch_norm, learns):
+    backbone = CNN(channels=(4, 8))
+    backbone.weights_used = weights
+    encoder = Encoder(backbone, frozen=False, batch_norm=batch_norm).train()
+    before = backbone.layers[1].running_mean.clone()
+    encoder(PIXELS)
+    assert torch.equal(before, backbone.layers[1].running_mean) is not learns
+    assert backbone.layers[1].weight.requires_grad
+
+
+def test_pooled_to_one_vector():
+    encoder = Encoder(CNN(channels=(4, 8)), width=None, pool=True).eval()
+    assert encoder.vector and encoder.position is None
+    expected = encoder.norm(encoder.backbone(PIXELS).mean((2, 3)))
+    torch.testing.assert_close(encoder(PIXELS).grid[:, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frozen": 3}, r"encoder.frozen=3: this backbone has 2 stages \(1 convolution 1, 2 convolution 2\)"),
+        ({"frozen": True, "learning_rate": 0.1}, "leaves none: set encoder.frozen to a number below 2"),
+        ({"frozen": True, "unfreeze_epoch": 1}, "leaves none"),
+        ({"batch_norm": "sync"}, "encoder.batch_norm=sync: choose auto, keep or learn"),
+    ],
+)
+def test_impossible_fine_tuning_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Encoder(CNN(channels=(4, 8)), **options)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite1", "tf_efficientnet_lite2", "mobilenet_v2"])
+def test_packaged_weights(name):
+    """Each packaged file fills its network."""
+    make = TorchvisionBackbone if name == "mobilenet_v2" else TimmBackbone
+    from src.encoders.pretrained import packaged_state
+
+    backbone = make(name, weights="random")
+    found = packaged_state(name, backbone.network)
+    if found is None:
+        pytest.skip("its package is not installed")
+    loaded = make(name, weights="imagenet")
+    assert loaded.weights_used.startswith("imagenet (")
+    own = loaded.network.state_dict()
+    for key, value in own.items():
+        assert torch.equal(value, found[0][key]), key
+
+
+def test_another_torchvision_network_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="choose one of mobilenet_v2, resnet101.*or encoder=timm"):
+        TorchvisionBackbone("squeezenet1_0")

@@ -1,0 +1,142 @@
+"""`init=`: a run that starts from another captioner's weights."""
+
+import copy
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from src.bundle import PARTS, Saved
+from src.data.vocabulary import SPECIALS, Vocabulary
+from src.model import CaptioningModel, ConfigError
+
+log = logging.getLogger(__name__)
+
+FREE = ("transform", "generation")
+"""Parts without weights: a run may choose others than its start had."""
+
+
+def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A run's config with the parts (bundle.PARTS) of the captioner that it starts from; what the user gave stays.
+
+    Args:
+        config: the composed config.
+        start: the captioner's own.
+        given: what the user or a recipe set: groups (`transform`) and dotted fields (`encoder.frozen`).
+
+    Raises:
+        ConfigError: another kind of part than the captioner has.
+    """
+    adopted = dict(config)
+    for part in PARTS:
+        own, its = config.get(part), start.get(part)
+        if part in given and part in FREE:
+            continue
+        if part in given and _kind(own) != _kind(its):
+            raise ConfigError(
+                f"init={config['init']} has {part} {_kind(its)}, and {part}= chose {_kind(own)}: leave {part}= out, or "
+                "train without init"
+            )
+        adopted[part] = copy.deepcopy(its)
+        for field in given:
+            if field.startswith(f"{part}.") and isinstance(adopted[part], dict):
+                _copy_field(config, adopted, field.split("."))
+    return adopted
+
+
+def _kind(part: Any) -> str:
+    """What a part is, in words: its class, and a backbone's name."""
+    if not isinstance(part, Mapping):
+        return "null"
+    name = str(part.get("_target_", "")).split(".")[-1]
+    backbone = part.get("backbone")
+    if isinstance(backbone, Mapping):
+        name = str(backbone.get("name") or _kind(backbone))
+    return name
+
+
+def _copy_field(source: Mapping[str, Any], target: dict[str, Any], path: list[str]) -> None:
+    for key in path[:-1]:
+        source = source.get(key) or {}
+        below = target.get(key)
+        target[key] = dict(below) if isinstance(below, Mapping) else {}
+        target = target[key]
+    if path[-1] in source:
+        target[path[-1]] = source[path[-1]]
+
+
+def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, name: str) -> None:
+    """Put a captioner's weights into a model of the same parts, whose vocabulary begins with the captioner's words.
+
+    Rows of further words (of the word table and the output layer) start at the mean of the known words' rows, with a
+    tenth of their spread: Hewitt, 2021 (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+    Args:
+        model: is changed in place.
+        vocabulary: the model's.
+        start: the captioner's config, vocabulary and weights.
+        name: of it, for messages.
+
+    Raises:
+        ConfigError: weights that do not fit; names the first.
+    """
+    known, words = len(start.vocabulary), len(vocabulary)
+    if vocabulary.words[:known] != start.vocabulary.words:
+        raise ConfigError(f"init={name}: the vocabulary does not begin with the captioner's words")
+    own = model.state_dict()
+    misfits = [key for key in start.state if key not in own]
+    with torch.no_grad():
+        for key, value in start.state.items():
+            if key in misfits:
+                continue
+            target = own[key]
+            if target.shape == value.shape:
+                target.copy_(value)
+            elif target.shape[:1] + value.shape[:1] == (words, known) and target.shape[1:] == value.shape[1:]:
+                target.copy_(_with_new_rows(value, words))
+            else:
+                misfits.append(f"{key} {tuple(value.shape)} into {tuple(target.shape)}")
+    filled = {own[key].data_ptr() for key in start.state if key in own}
+    misfits += [f"{key} is not there" for key, tensor in own.items() if tensor.data_ptr() not in filled]
+    if misfits:
+        raise ConfigError(
+            f"init={name}: {len(misfits)} of its weights do not fit this run's settings (first: {misfits[0]}): leave "
+            "out what changes the sizes of encoder, embedding, attention or decoder"
+        )
+    first = start.config["provenance"].get("encoder_weights", "unknown")
+    model.encoder.backbone.weights_used = f"init={name} ({first})"
+    seen = sum(vocabulary.counts[i] > start.vocabulary.counts[i] for i in range(len(SPECIALS), known))
+    log.info(
+        "init=%s: %s words kept, of which %s occur in these captions; %s added, which start at the mean of the others",
+        name,
+        f"{known - len(SPECIALS):,}",
+        f"{seen:,}",
+        f"{words - known:,}",
+    )
+
+
+def _with_new_rows(known: Tensor, count: int) -> Tensor:
+    old = known[len(SPECIALS) :].float()
+    spread = old.std(0, keepdim=True) * 0.1
+    new = old.mean(0, keepdim=True) + spread * torch.randn(count - len(known), *known.shape[1:])
+    return torch.cat([known, new.to(known.dtype)])
+
+
+def freeze(model: CaptioningModel, names: Collection[str]) -> None:
+    """Stop parts of a model from learning.
+
+    Args:
+        model: whose.
+        names: of its modules, e.g. `decoder.embedding`.
+
+    Raises:
+        ConfigError: there is no such part; the message lists the decoder's.
+    """
+    parts = dict(model.named_modules())
+    for name in names:
+        if name not in parts or not list(parts[name].parameters()):
+            choices = [f"decoder.{key}" for key, part in model.decoder.named_children() if list(part.parameters())]
+            raise ConfigError(f"freeze={name}: no such part; the decoder's are {', '.join(choices)}")
+        parts[name].requires_grad_(False)

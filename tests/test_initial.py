@@ -1,0 +1,172 @@
+"""`init=`: starting from another captioner's weights."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.bundle import Bundle, bundle_config, load_bundle, read_saved, save_bundle
+from src.config import path_name
+from src.data.vocabulary import SPECIALS, Vocabulary
+from src.initial import adopt, freeze, initialise
+from src.model import build
+from src.train import train
+from tests.conftest import tiny_config
+from tests.test_configs import composed, tiny
+
+
+def saved(folder: Path, vocabulary: Vocabulary, **overrides) -> Path:
+    torch.manual_seed(1)
+    config = bundle_config(tiny_config(**overrides), {"encoder_weights": "random"})
+    save_bundle(folder, Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_known_words_keep_their_rows_and_new_ones_start_at_their_mean(tied, vocabulary, tmp_path, caplog):
+    sizes = {"decoder__tied": tied}
+    path = saved(tmp_path / "bundle", vocabulary, **sizes)
+    start = read_saved(path)
+    old = load_bundle(path).model
+    extended = vocabulary.extended([["a", "purple", "square"], ["purple", "hexagon"]], min_count=1)
+    assert extended.words == [*vocabulary.words, "purple", "hexagon"]
+    model = build(tiny_config(**sizes), extended)
+    with caplog.at_level(logging.INFO):
+        initialise(model, extended, start, "there")
+    assert "8 words kept, of which 2 occur in these captions; 2 added" in caplog.text
+    before, after = old.state_dict(), model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name][: len(value)] if value.dim() else after[name], value), name
+    table, known = after["decoder.embedding.table.weight"], before["decoder.embedding.table.weight"][len(SPECIALS) :]
+    distance = (table[-2:] - known.mean(0)).norm(dim=1)
+    assert (distance < 0.5 * known.std(0).norm()).all() and not torch.equal(table[-1], table[-2])
+    torch.testing.assert_close(
+        after["decoder.classifier.bias"][-2:],
+        before["decoder.classifier.bias"][len(SPECIALS) :].mean().expand(2),
+        atol=0.1,
+        rtol=0.1,
+    )
+    # Its captions of known words are as they were.
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        words = torch.tensor([[[1, 4, 5]], [[1, 6, 7]]])
+        first = old.decoder.logits(old.decoder(old.decoder.embed(words), old.memory(pixels)).hidden)
+        model.eval()
+        second = model.decoder.logits(model.decoder(model.decoder.embed(words), model.memory(pixels)).hidden)
+    torch.testing.assert_close(first, second[..., : len(vocabulary)])
+
+
+def test_a_kept_vocabulary_only_counts(vocabulary):
+    counted = vocabulary.extended([["a", "purple", "square"]], new=False)
+    assert counted.words == vocabulary.words
+    assert counted.counts[counted.index["square"]] == vocabulary.counts[vocabulary.index["square"]] + 1
+    assert counted.counts[3] == vocabulary.counts[3] + 1
+
+
+def test_extension_obeys_the_limits(vocabulary):
+    captions = [["x", "y", "y", "z"], ["y", "z"]]
+    assert vocabulary.extended(captions, min_count=2).words[len(vocabulary) :] == ["y", "z"]
+    size = len(vocabulary) - len(SPECIALS)
+    assert vocabulary.extended(captions, min_count=1, max_size=size + 1).words[len(vocabulary) :] == ["y"]
+    assert vocabulary.extended(captions, min_count=1, max_size=1).words == vocabulary.words
+    assert vocabulary.extended([["<eos>", "<eos>"]], min_count=1).words == vocabulary.words
+
+
+def test_weights_that_do_not_fit_are_refused(vocabulary, tmp_path):
+    start = read_saved(saved(tmp_path / "bundle", vocabulary))
+    wider = build(tiny_config(decoder__hidden=20), vocabulary)
+    with pytest.raises(ValueError, match=r"init=there: \d+ of its weights do not fit this run's settings \(first: "):
+        initialise(wider, vocabulary, start, "there")
+    with pytest.raises(ValueError, match="weights do not fit"):
+        initialise(build(tiny_config("lstm"), vocabulary), vocabulary, start, "there")
+    other = Vocabulary.build([["another", "language"]], min_count=1)
+    with pytest.raises(ValueError, match="does not begin with the captioner's words"):
+        initialise(build(tiny_config(), other), other, start, "there")
+
+
+def test_parts_come_from_the_start_and_given_fields_from_the_user(vocabulary, tmp_path):
+    start = tiny_config(encoder__frozen=2)
+    own = ["init=there", "encoder=cnn", "encoder.frozen=1", "encoder.learning_rate=1e-4", "transform=letterbox"]
+    config = composed(own)
+    taken = adopt(config, start, {"init", "encoder.frozen", "encoder.learning_rate", "transform", "encoder"})
+    assert taken["decoder"] == start["decoder"] and taken["tokenizer"] == start["tokenizer"]
+    assert taken["encoder"] == {**start["encoder"], "frozen": 1, "learning_rate": 1e-4}
+    assert taken["transform"]["fit"] == "letterbox", "the user's own"
+    assert adopt(config, start, {"init"})["encoder"]["frozen"] == 2
+    assert adopt(config, start, {"encoder.backbone.weights"})["encoder"]["backbone"]["weights"] == "auto"
+    assert start["encoder"]["frozen"] == 2, "the captioner's own config is not touched"
+
+
+def test_another_kind_of_part_is_refused(vocabulary):
+    config = composed(["init=there", "decoder=lstm", "encoder=resnet18"])
+    for group, message in (("decoder", "AttentionLSTMDecoder, and decoder= chose LSTMDecoder"), ("encoder", "CNN")):
+        with pytest.raises(ValueError, match=f"init=there has {group} {message}"):
+            adopt(config, tiny_config(), {group})
+
+
+def test_frozen_parts_do_not_learn_and_unknown_ones_are_refused(tiny_model):
+    freeze(tiny_model, ["decoder.embedding", "decoder.attention"])
+    learning = {name.split(".")[1] for name, p in tiny_model.decoder.named_parameters(prefix="d") if p.requires_grad}
+    assert "classifier" in learning and not learning & {"embedding", "attention"}
+    with pytest.raises(ValueError, match=r"freeze=decoder.lstmm: no such part; the decoder's are decoder.embedding, "):
+        freeze(tiny_model, ["decoder.lstmm"])
+
+
+def test_names():
+    assert [path_name(p) for p in ("runs/a/first/bundle", "runs/x/last.ckpt", "runs/b/", "0.5")] == [
+        *("first", "last.ckpt", "b", "0.5")
+    ]
+
+
+@pytest.mark.parametrize("vocabulary_rule", ["extend", "keep"])
+def test_a_run_from_a_bundle_or_a_checkpoint(vocabulary_rule, shapes, tmp_path, caplog):
+    """The whole way: a first run on shapes, a second from its bundle or checkpoint on captions with other words."""
+    small = [
+        "encoder=cnn",
+        "encoder.backbone.channels=[4,8,8]",
+        "encoder.width=32",
+        "decoder.hidden=32",
+        "embedding.size=24",
+        "attention.width=16",
+    ]
+    real = ["data.test=null", "trainer.fast_dev_run=false", "trainer.max_epochs=1", "logger=csv", "evaluate_splits=[]"]
+    base = [*tiny(shapes, tmp_path), *real, "generation=greedy"]
+    train(composed([*base, *small]))
+    root = tmp_path / "other"
+    root.mkdir()
+    (root / "images").symlink_to(shapes / "images")
+    for split in ("train", "val"):
+        text = (shapes / f"{split}.tsv").read_text().replace("square", "box")
+        (root / f"{split}.tsv").write_text(text)
+    start = tmp_path / "run" / ("checkpoints/best.ckpt" if vocabulary_rule == "keep" else "bundle")
+    first = load_bundle(start)
+    own = [f"init={start}", f"init_vocabulary={vocabulary_rule}", f"data.root={root}", "freeze=[decoder.attention]"]
+    given = {"init", "encoder.frozen"}
+    with caplog.at_level(logging.INFO):
+        train(composed([*base, *own, f"run_dir={tmp_path / 'second'}", "encoder.frozen=2"]), given)
+    second = load_bundle(tmp_path / "second")
+    assert ("box" in second.vocabulary.words) == (vocabulary_rule == "extend")
+    assert second.vocabulary.words[: len(first.vocabulary)] == first.vocabulary.words
+    assert ("1 added" if vocabulary_rule == "extend" else "0 added") in caplog.text
+    assert second.config["provenance"]["init"] == path_name(str(start))
+    assert second.config["encoder"]["frozen"] == 2 and second.config["decoder"]["hidden"] == 32
+    before, after = first.model.state_dict(), second.model.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(v, after[k][: len(v)] if v.dim() else after[k])}
+    assert not any(name.startswith("decoder.attention") for name in moved)
+    assert any(name.startswith("decoder.cell") for name in moved)
+    stages = second.model.encoder.backbone.stages
+    assert len(stages) == 3
+    for number, stage in enumerate(stages):
+        for module, twin in zip(stage.modules, first.model.encoder.backbone.stages[number].modules, strict=True):
+            for a, b in zip(module.parameters(), twin.parameters(), strict=True):
+                assert torch.equal(a, b) == (number < 2)
+
+
+def test_a_start_that_is_not_there_is_named(shapes, tmp_path):
+    with pytest.raises(
+        ValueError, match="nowhere: no such file or directory; give a bundle/ directory or a .ckpt file"
+    ):
+        train(composed([f"init={tmp_path / 'nowhere'}", *tiny(shapes, tmp_path)]))
+    with pytest.raises(ValueError, match="init_vocabulary=grow: choose keep or extend"):
+        train(composed([f"init={tmp_path}", "init_vocabulary=grow", *tiny(shapes, tmp_path)]))
