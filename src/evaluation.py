@@ -23,7 +23,7 @@ from src.files import write_atomically
 from src.metrics.captions import METRICS, CaptionScorer
 from src.metrics.named import named_shares
 from src.objectives.cross_entropy import CrossEntropy
-from src.report import Example, score_text, write_report
+from src.report import Example, evenly, score_text, write_report
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def evaluate(
     """
     images = data.images(split)
     names = images.images[:limit]
-    shown = {round(i * (len(names) - 1) / max(1, pictures - 1)) for i in range(min(pictures, len(names)))}
+    shown = evenly(len(names), pictures)
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
     tokens = correct = nats = 0.0
@@ -143,7 +143,7 @@ def evaluate(
             references[names[i]],
             result.per_image[names[i]],
         )
-        for i in sorted(shown)
+        for i in shown
     ]
     write_report(
         output / "report.html",

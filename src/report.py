@@ -74,6 +74,12 @@ def score_text(name: str, value: float | int | str | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
+def evenly(total: int, count: int) -> list[int]:
+    """Up to `count` of the numbers below `total`, evenly spread from the first to the last."""
+    count = min(count, total)
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+
+
 def write_report(
     path: Path,
     *,
@@ -131,6 +137,8 @@ def attention_figure(
 ) -> Image.Image:
     """Draw where each word looked: the picture, then for each word the picture under its attention.
 
+    A Chinese word is drawn as its number in the caption where this machine has no font for it.
+
     Args:
         image: the picture.
         words: W words.
@@ -162,7 +170,8 @@ def attention_figure(
         if i:
             overlay = _overlay(weights[i - 1], regions, picture.size)
             figure.paste(overlay, (x, y), overlay)
-            word, font = _fit(words[i - 1], size, picture.width)
+            word = words[i - 1] if _drawable(words[i - 1]) else str(i)
+            word, font = _fit(word, size, picture.width)
             place = (x + picture.width // 2, y + picture.height + int(0.9 * size))
             draw.text(place, word, fill="#1a1d23", font=font, anchor="mm")
     return figure
@@ -268,13 +277,30 @@ def _aligned(caption: str, words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 @cache
-def _font(size: int, language: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    for name in CJK_FONTS if language == "zh" else ():
+def _cjk_font() -> str | None:
+    """The first of CJK_FONTS that is here."""
+    for name in CJK_FONTS:
         try:
-            return ImageFont.truetype(name, size)
+            ImageFont.truetype(name)
         except OSError:
             continue
-    return ImageFont.load_default(size)
+        return name
+    log.warning(
+        "no font with Chinese characters here: pictures of attention number their words instead; install one, for "
+        "example Debian's fonts-wqy-microhei"
+    )
+    return None
+
+
+def _drawable(word: str) -> bool:
+    """Whether there is a font for it: Pillow's own has no Chinese characters and would draw every one as a box."""
+    return _language(word) != "zh" or _cjk_font() is not None
+
+
+@cache
+def _font(size: int, language: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    name = _cjk_font() if language == "zh" else None
+    return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
 
 
 def _fit(word: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytorch_lightning as lightning
 import torch
 import yaml
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.bundle import Bundle, bundle_config, load_bundle, read_saved, save_bundle, without_weights
 from src.captioner import Captioner
-from src.config import CONF, autocast_dtype, device, flat, given_fields, one_sentence, path_name, plain, precision
+from src.config import CONF, autocast_dtype, device, given_fields, one_sentence, path_name, plain, precision
+from src.dashboards import begin, end
 from src.data.module import CaptionData
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
@@ -79,8 +82,9 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    elif config["ckpt"] is None:
-        (run / "metrics.csv").unlink(missing_ok=True)
+    elif config["ckpt"] is None:  # the first process alone: the others come when it has begun to log
+        rank_zero_only((run / "metrics.csv").unlink)(missing_ok=True)
+        rank_zero_only(shutil.rmtree)(run / "tensorboard", ignore_errors=True)
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -139,8 +143,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
         num_sanity_val_steps=0,
     )
-    for logger in loggers:
-        logger.log_hyperparams(flat(config))
+    begin(trainer.loggers, config, provenance["version"])
     checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -148,6 +151,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score = getattr(best, "best_model_score", None)
+    results: dict[str, Any] = {} if score is None else {f"best/{getattr(best, 'monitor', '')}": float(score)}
     if trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
@@ -175,8 +179,10 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
                 limit=data.eval_batch_size if trial else None,
             )
             report_scores(config["name"], output)
+            results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
         if scores:
             save_bundle(run / "bundle", bundle, scores)
+        end(trainer.loggers, results, trainer.global_step, run / "bundle")
         if not trial:
             write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")

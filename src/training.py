@@ -61,6 +61,7 @@ class CaptioningModule(lightning.LightningModule):
         self.config, self.seed = dict(config or {}), seed
         self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
+        self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
         self.fine_tuned = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
         self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
         self.sums: dict[str, Tensor] = {}
@@ -99,17 +100,19 @@ class CaptioningModule(lightning.LightningModule):
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
         # Lightning has divided each step by the accumulation and averaged over the ranks; both are undone here.
         torch._foreach_mul_(gradients, float(self.trainer.accumulate_grad_batches * world / count.clamp(min=1)))
+        self.log("train/gradient_norm", torch.nn.utils.get_total_norm(gradients))  # before clipping
 
     def configure_optimizers(self) -> Any:
         fine_tuned = {id(p) for p in self.fine_tuned}
         rate = self.model.encoder.learning_rate
         groups = []
-        for name, own in (("", {}), ("backbone", {} if rate is None else {"lr": rate})):
+        for name, own in (("", {}), ("backbone_", {} if rate is None else {"lr": rate})):
             members = [p for p in self.parameters() if p.requires_grad and (id(p) in fine_tuned) == bool(name)]
             for decayed in (True, False):  # biases and norms are not decayed
                 group = [p for p in members if (p.dim() > 1) == decayed]
                 if group:
-                    groups.append({"params": group, **own, **({} if decayed else {"weight_decay": 0.0})})
+                    label = name + ("decayed" if decayed else "not_decayed")  # its learning rate's key in the logs
+                    groups.append({"params": group, "name": label, **own, **({} if decayed else {"weight_decay": 0.0})})
         optimizer = instantiate(self.optimizer_config, TRAINING, params=groups)
         if self.scheduler_config is None:
             return optimizer
@@ -157,10 +160,11 @@ class CaptioningModule(lightning.LightningModule):
                 index,
                 CaptionScorer(references, tokenizer=self.tokenizer.evaluation, metrics=self.metric_names),
             )
-        scores = self.scorer[1].score(captions).corpus
+        scored = self.scorer[1].score(captions)
+        self.captioned = {i: (captions[str(i)], scored.per_image[str(i)]) for i in index}
         for i in index[:2]:
             log.info("“%s”  (a reference: “%s”)", captions[str(i)], self.references[i][0])
-        return {name: float(value) for name, value in scores.items() if value is not None}
+        return {name: float(value) for name, value in scored.corpus.items() if value is not None}
 
     # --------------------------------------------------------------- checkpoints
 

@@ -115,6 +115,10 @@ def test_two_processes_train_and_score(settings, tmp_path):
     call("src.train", *overrides, *two, f"run_dir={tmp_path / 'two'}")
     assert json.loads((tmp_path / "two/eval/val/scores.json").read_text())["images"] == 4
     assert (tmp_path / "two/bundle/model.safetensors").exists()
+    header = (tmp_path / "two/metrics.csv").read_text().splitlines()[0]
+    assert "train/gradient_norm" in header and "eval/val/METEOR" in header
+    (events, *_) = sorted((tmp_path / "two/tensorboard").glob("events.*"))
+    assert b"val/pictures/3" in events.read_bytes(), "the first process draws, and none waits for it"
 
 
 def test_without_validation_pictures_it_says_what_to_do(shapes, tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src import report as report_module
 from src.data.transforms import Preprocess
 from src.encoders.base import grid_boxes
 from src.report import UNIT, Example, attention_figure, is_fraction, score_text, write_report
@@ -339,6 +340,18 @@ def test_figure_takes_files_columns_and_any_word(tmp_path):
     words = ["狗", "a" * 60, "", "🐕"]
     figure = attention_figure(path, words, attend(4, 9), columns=5, tile=60)
     assert figure.size == (5 * 63 + 3, 40 + 12 + 3)
+
+
+def test_figure_numbers_chinese_words_where_there_is_no_font(monkeypatch, caplog):
+    monkeypatch.setattr("src.report.CJK_FONTS", ())
+    image, attention = Image.new("RGB", (60, 60)), attend(3, 9)
+    for cached in (report_module._cjk_font, report_module._font):
+        cached.cache_clear()
+    figure = attention_figure(image, ["一", "dog", "狗"], attention, tile=60)
+    assert figure.tobytes() == attention_figure(image, ["1", "dog", "3"], attention, tile=60).tobytes()
+    assert caplog.text.count("no font with Chinese characters") == 1
+    for cached in (report_module._cjk_font, report_module._font):
+        cached.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def make(
 
 
 def fit(module, data, folder, ckpt=None, callbacks=(), **options):
-    options = {"max_epochs": 3, "logger": False, "enable_progress_bar": False, **options}
+    options = {"max_epochs": 3, "logger": False, "enable_progress_bar": False, "gradient_clip_val": 1.0, **options}
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -72,7 +72,6 @@ def fit(module, data, folder, ckpt=None, callbacks=(), **options):
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
         callbacks=[*callbacks],
         **options,
     )

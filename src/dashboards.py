@@ -1,0 +1,218 @@
+"""What a training shows while it runs: pictures with their captions, learning rates, speed and memory; and what every
+logger gets at its beginning and end. docs/dashboards.md lists the keys."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from PIL import Image, ImageOps
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.seed import isolate_rng
+from torchvision.transforms.functional import pil_to_tensor
+
+from src.captioner import Captioner
+from src.config import flat
+from src.data.images import ImageError
+from src.data.module import Batch, CaptionData
+from src.loggers import WandbOrOffline
+from src.report import Example, attention_figure, evenly
+from src.training import CaptioningModule
+
+log = logging.getLogger(__name__)
+
+SCORE = "CIDEr"
+"""What stands beside each picture, where validation computes it."""
+
+
+class Pictures(lightning.Callback):
+    """After each validation, the same pictures of it with their captions, to TensorBoard and W&B, where one of them is
+    a logger. Training is the same with and without.
+
+    Args:
+        count: how many, evenly spread over the validation split.
+        tile: pixels of a picture's longer side.
+    """
+
+    def __init__(self, count: int = 8, tile: int = 128) -> None:
+        self.count, self.tile = count, tile
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        if not (boards and self.count and isinstance(data, CaptionData) and isinstance(module, CaptioningModule)):
+            return
+        with isolate_rng():  # a search may draw words
+            # On every rank: where the weights are sharded, a forward pass needs them all. Only drawing is the first's.
+            examples = captioned(module, data, self.count, str(trainer.precision))
+        if not trainer.is_global_zero:
+            return
+        figures = []
+        for example in examples:
+            try:
+                picture = data.preprocess.decode(example.image)
+            except ImageError as error:  # a file that has gone since is no reason to end a training
+                log.warning("not among the logged pictures: %s", error)
+                continue
+            figure = small = ImageOps.contain(picture, (self.tile, self.tile), Image.Resampling.LANCZOS)
+            if example.attention is not None and example.words:
+                figure = attention_figure(
+                    picture,
+                    example.words,
+                    example.attention,
+                    example.boxes,
+                    tile=self.tile,
+                    fit=data.preprocess.fit,
+                )
+            figures.append((example, small, figure))
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning counts for the scores beside them
+        for board in boards:
+            if isinstance(board, TensorBoardLogger):
+                for i, (_, _, figure) in enumerate(figures):
+                    board.experiment.add_image(f"val/pictures/{i}", pil_to_tensor(figure), step)
+                board.experiment.add_text("val/captions", _markdown([example for example, _, _ in figures]), step)
+            else:
+                board.log_metrics(_for_wandb(figures), step)
+
+
+class Gauges(lightning.Callback):
+    """Learning rates, speed and memory, once in `trainer.log_every_n_steps`. Times are the first process's, validation
+    not among them; counts are of all processes."""
+
+    def __init__(self) -> None:
+        self._begin(None)
+
+    def _begin(self, idle_since: float | None) -> None:
+        """A new span, from one row of the logs to the next."""
+        self.images, self.captions = 0, torch.zeros(())
+        self.working = self.waiting = self.started = 0.0
+        self.idle_since = idle_since
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.idle_since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.started = time.perf_counter()
+        if self.idle_since is not None:
+            self.waiting += self.started - self.idle_since
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        # Here, because the schedule has gone on to the next step's by the batch's end.
+        if trainer._logger_connector.should_update_logs:
+            for i, group in enumerate(optimizer.param_groups):
+                module.log(f"learning_rate/{group.get('name', i)}", group["lr"])
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        self.images += len(batch.index)
+        self.captions = self.captions + batch.mask.any(-1).sum()  # read once a row: reading waits for the GPU
+        due = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+        captions = float(self.captions) * trainer.world_size if due else 0.0
+        now = time.perf_counter()
+        self.working += now - self.started
+        self.idle_since = now
+        if not due:
+            return
+        seconds = self.working + self.waiting
+        module.log("train/captions_per_second", captions / seconds)
+        module.log("train/images_per_second", self.images * trainer.world_size / seconds)
+        module.log("train/data_wait", self.waiting / seconds)
+        if module.device.type == "cuda":
+            module.log("train/gpu_memory_gib", torch.cuda.max_memory_allocated(module.device) / 2**30)
+        self._begin(now)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        self.idle_since = None
+
+
+def begin(loggers: Sequence[Logger], config: dict[str, Any], code: str) -> None:
+    """Give every logger the config, flat, and the code's version."""
+    for logger in loggers:
+        logger.log_hyperparams({**flat(config), "code_version": code})
+
+
+def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle: Path) -> None:
+    """Give every logger the final scores, those that are numbers; TensorBoard its row of hyperparameters and scores;
+    W&B the bundle. Closes W&B's run."""
+    numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(logger.hparams, numbers, step)
+        elif numbers:
+            logger.log_metrics(numbers, step)
+        logger.finalize("success")
+        if isinstance(logger, WandbOrOffline):
+            logger.finish(bundle, numbers)
+
+
+def captioned(module: CaptioningModule, data: CaptionData, count: int, precision: str) -> list[Example]:
+    """`count` pictures of the validation split with the captions that the module's own search gives them now, and with
+    the score of the last validation that said the same of them."""
+    split = data.images("val")
+    rows = evenly(len(split), count)
+    batch = split[[(row, range(len(split.captions[row]))) for row in rows]]
+    captioner = Captioner(
+        module.model,
+        module.vocabulary,
+        module.tokenizer,
+        data.preprocess,
+        module.generation,
+        str(module.device),
+        precision,
+    )
+    examples = []
+    for row, caption in zip(rows, captioner.captions(captioner.search(batch.images, attention=True)), strict=True):
+        said, scores = module.captioned.get(row, ("", {}))
+        examples.append(
+            Example(
+                data.root / split.images[row],
+                caption.text,
+                caption.words,
+                caption.attention,
+                caption.boxes,
+                split.captions[row],
+                scores if said == caption.text else {},  # in bf16 another batch may round to another word
+            )
+        )
+    return examples
+
+
+def _markdown(examples: Sequence[Example]) -> str:
+    """The captions as a table for TensorBoard."""
+    lines = [f"| | picture | caption | {SCORE} | references |", "| --- | --- | --- | --- | --- |"]
+    for i, example in enumerate(examples):
+        score = f"{example.scores[SCORE]:.3f}" if SCORE in example.scores else ""
+        cells = [str(i), example.image.name, example.caption, score, " · ".join(example.references)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _for_wandb(figures: Sequence[tuple[Example, Image.Image, Image.Image]]) -> dict[str, Any]:
+    """(example, picture, attention) as pictures to leaf through by step, and as a table."""
+    import wandb
+
+    sheets = [wandb.Image(figure, caption=example.caption, file_type="jpg") for example, _, figure in figures]
+    table = wandb.Table(columns=["file", "picture", "caption", SCORE, "references", "attention"])
+    for (example, picture, _), sheet in zip(figures, sheets, strict=True):
+        table.add_data(
+            example.image.name,
+            wandb.Image(picture, file_type="jpg"),
+            example.caption,
+            example.scores.get(SCORE),
+            "\n".join(example.references),
+            None if example.attention is None else sheet,
+        )
+    return {**{f"val/pictures/{i}": sheet for i, sheet in enumerate(sheets)}, "val/captions": table}
