@@ -17,7 +17,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from src.captioner import Captioner
 from src.config import flat
 from src.data.images import ImageError
-from src.data.module import Batch, CaptionData
+from src.data.module import Batch, CaptionData, Item
 from src.loggers import WandbOrOffline
 from src.report import Example, attention_figure, evenly
 from src.training import CaptioningModule
@@ -65,7 +65,7 @@ class Pictures(lightning.Callback):
                     example.attention,
                     example.boxes,
                     tile=self.tile,
-                    fit=data.preprocess.fit,
+                    preprocess=data.preprocess,
                 )
             figures.append((example, small, figure))
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning counts for the scores beside them
@@ -163,7 +163,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
     the score of the last validation that said the same of them."""
     split = data.images("val")
     rows = evenly(len(split), count)
-    batch = split[[(row, range(len(split.captions[row]))) for row in rows]]
+    batch = split[[Item(row, range(len(split.captions[row]))) for row in rows]]
     captioner = Captioner(
         module.model,
         module.vocabulary,

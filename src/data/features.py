@@ -146,6 +146,7 @@ def _build(
         worker_init_fn=_one_thread,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+    training = encoder.training
     encoder = encoder.to(device).eval()
     encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     bar = tqdm(total=len(images), initial=done, desc="features", unit="img", disable=not progress)
@@ -170,3 +171,4 @@ def _build(
                 counter.write_text(str(done))
             bar.update(len(regions))
     encoder.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    encoder.train(training)

@@ -45,7 +45,9 @@ def test_holds_what_the_backbone_says(encoder, shapes, tmp_path):
 
 
 def test_computed_once(encoder, shapes, tmp_path):
+    assert encoder.dropout.training
     build(encoder, shapes, tmp_path)
+    assert encoder.dropout.training, "a training that had to build its cache is the same as one that found it"
     calls = []
     encoder.backbone.register_forward_hook(lambda *_: calls.append(1))
     build(encoder, shapes, tmp_path)
