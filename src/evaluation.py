@@ -19,6 +19,7 @@ from src.captioner import Caption, Captioner
 from src.config import ROOT
 from src.data.features import state_digest
 from src.data.module import CaptionData
+from src.files import write_atomically
 from src.metrics.captions import METRICS, CaptionScorer
 from src.metrics.named import named_shares
 from src.objectives.cross_entropy import CrossEntropy
@@ -35,13 +36,6 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return src.__version__
     return f"{src.__version__}+{revision}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def evaluate(
