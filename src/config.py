@@ -20,6 +20,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from src.runs import sentence
+
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +84,16 @@ def run_name() -> str:
     return slug
 
 
+def called() -> dict[str, Any]:
+    """What this call chose: its `overrides` of the config, and of each group the choice; nothing without Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # as they were written
+    return {"overrides": overrides, "choices": choices}
+
+
 def setup() -> None:
     """Register what the configs use. Called on import; harmless twice."""
     SourcesRegistry.instance().register(ExperimentsSource)
@@ -134,10 +146,7 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             log.debug("", exc_info=True)
-            message = str(error)
-            if message.startswith("Caught "):  # from a loading process: its traceback, ending in the sentence
-                message = message.rstrip().splitlines()[-1].partition(": ")[2]
-            sys.exit(f"error: {message}")
+            sys.exit(f"error: {sentence(error)}")
 
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = main.__name__, main.__doc__, main.__module__
     return wrapped

@@ -1,6 +1,5 @@
 """Train a captioner: `python -m src.train encoder=resnet50 decoder=lstm_attn`. Composes, builds, runs."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,18 @@ import pytorch_lightning as lightning
 import torch
 import yaml
 from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
 
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
-from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
+from src.config import CONF, autocast_dtype, called, device, one_sentence, plain, precision
 from src.data.module import CaptionData
 from src.encoders import Encoder
-from src.evaluation import code_version, evaluate, report_scores, write_atomically
+from src.evaluation import code_version, evaluate, report_scores
+from src.files import write_atomically
 from src.model import TRAINING, build, instantiate
+from src.runs import recorded, run_folder
+from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
 log = logging.getLogger(__name__)
@@ -57,16 +60,21 @@ def cache_features(
 
 def train(config: dict[str, Any]) -> float | None:
     """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps."""
-    run = Path(config["run_dir"])
+    run = run_folder(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
-    if trial:
-        run = run.with_name(run.name + ".fast_dev_run")  # a trial never touches a real run
-    elif config["ckpt"] is None and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
+    anew = config["ckpt"] is None and not trial
+    if anew and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    elif config["ckpt"] is None:
-        (run / "metrics.csv").unlink(missing_ok=True)
+    about = {"version": code_version(), **called()}
+    with recorded(run, about, config["ckpt"] == "last", keep=getattr(rank_zero_only, "rank", 0) == 0) as record:
+        if anew:
+            (run / "metrics.csv").unlink(missing_ok=True)
+        return _train(config, run, trial, record)
+
+
+def _train(config: dict[str, Any], run: Path, trial: bool, record: dict[str, Any]) -> float | None:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -121,10 +129,13 @@ def train(config: dict[str, Any]) -> float | None:
     checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    best = trainer.checkpoint_callback
+    best: Any = trainer.checkpoint_callback
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score = getattr(best, "best_model_score", None)
+    record["epochs"] = trainer.current_epoch
+    if score is not None:
+        record |= {"best": float(score), "monitor": best.monitor, "mode": best.mode}
     if trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
@@ -154,8 +165,6 @@ def train(config: dict[str, Any]) -> float | None:
             report_scores(config["name"], output)
         if scores:
             save_bundle(run / "bundle", bundle, scores)
-        if not trial:
-            write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")
     return None if score is None else float(score)
 
@@ -196,6 +205,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+@sweep_job
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
