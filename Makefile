@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few minutes on a laptop's CPU
 	@$(RUN) -m src.prepare scenes
-	@test -f $(DEMO)/finished.json || $(RUN) -m src.train experiments=demo ckpt=last
+	@grep -qs '"state": "finished"' $(DEMO)/status.json || $(RUN) -m src.train experiments=demo ckpt=last
 	@echo; echo "Captions of pictures that it has never seen (where each word looked: $(DEMO)/attention):"
 	@$(RUN) -m src.caption --model $(DEMO)/bundle --attention $(DEMO)/attention $$(cut -f1 data/scenes/test.tsv | uniq | head -5 | sed 's#^#data/scenes/#')
 	@$(RUN) -m src.evaluate model=$(DEMO)/bundle data=scenes split=test output=$(DEMO)/eval/test reuse=true

@@ -20,6 +20,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from src.runs import flat, sentence
+
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +56,7 @@ class ExperimentsPath(SearchPathPlugin):
 
 NOT_IN_NAME = {
     *("name", "run_dir", "ckpt", "overwrite", "experiments", "data", "evaluate_splits"),
+    *("callbacks.pictures.count", "callbacks.pictures.tile"),
     *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
     *("trainer.log_every_n_steps", "trainer.max_time"),
@@ -103,15 +106,14 @@ def given_fields() -> set[str]:
     return given
 
 
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            result |= flat(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = value
-    return result
+def called() -> dict[str, Any]:
+    """What this call chose: its `overrides` of the config, and of each group the choice; nothing without Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra = HydraConfig.get()
+    choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
+    overrides = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # as they were written
+    return {"overrides": overrides, "choices": choices}
 
 
 def setup() -> None:
@@ -166,10 +168,7 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             log.debug("", exc_info=True)
-            message = str(error)
-            if message.startswith("Caught "):  # from a loading process: its traceback, ending in the sentence
-                message = message.rstrip().splitlines()[-1].partition(": ")[2]
-            sys.exit(f"error: {message}")
+            sys.exit(f"error: {sentence(error)}")
 
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = main.__name__, main.__doc__, main.__module__
     return wrapped

@@ -15,11 +15,11 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torchvision.transforms.functional import pil_to_tensor
 
 from src.captioner import Captioner
-from src.config import flat
 from src.data.images import ImageError
 from src.data.module import Batch, CaptionData, Item
 from src.loggers import WandbOrOffline
 from src.report import Example, attention_figure, evenly
+from src.runs import flat
 from src.training import CaptioningModule
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,13 @@
 import copy
 import logging
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.bundle import PARTS, Saved
+from src.bundle import PARTS, Saved, read_saved
 from src.data.vocabulary import SPECIALS, Vocabulary
 from src.model import CaptioningModel, ConfigError
 
@@ -16,6 +17,24 @@ log = logging.getLogger(__name__)
 
 FREE = ("transform", "generation")
 """Parts without weights: a run may choose others than its start had."""
+
+
+VOCABULARIES = ("extend", "keep")
+
+
+def started(config: dict[str, Any], given: Collection[str]) -> tuple[dict[str, Any], Saved | None]:
+    """The config with its start's parts (`adopt`), and the start; both as they were, where `init` is null.
+
+    Raises:
+        BundleError: there is no captioner, or a damaged one.
+        ConfigError: another kind of part than it has, or an unknown `init_vocabulary`.
+    """
+    if not config["init"]:
+        return config, None
+    if config["init_vocabulary"] not in VOCABULARIES:
+        raise ConfigError(f"init_vocabulary={config['init_vocabulary']}: choose {' or '.join(VOCABULARIES)}")
+    start = read_saved(Path(config["init"]))
+    return adopt(config, start.config, given), start
 
 
 def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:

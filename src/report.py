@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from src.data.images import ImageError, load_image
 from src.data.transforms import Preprocess
+from src.metrics import is_fraction
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,6 @@ class Example(NamedTuple):
     references: list[str]
     scores: dict[str, float]
     """The picture's own, e.g. {"CIDEr": 0.8}: fractions."""
-
-
-def is_fraction(name: str) -> bool:
-    """Whether a score of this name is a fraction, which tables print × 100 (CIDEr counts as one)."""
-    kinds = r"(bleu|meteor|rouge|cider|spice).*|.*(accuracy|match|named|share|precision|recall)"
-    return re.fullmatch(kinds, name, re.IGNORECASE) is not None
 
 
 def score_text(name: str, value: float | int | str | None) -> str:

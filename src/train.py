@@ -1,6 +1,5 @@
 """Train a captioner: `python -m src.train encoder=resnet50 decoder=lstm_attn`. Composes, builds, runs."""
 
-import json
 import logging
 import shutil
 from collections.abc import Collection
@@ -14,16 +13,28 @@ import yaml
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from src.bundle import Bundle, bundle_config, load_bundle, read_saved, save_bundle, without_weights
+from src.bundle import Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
-from src.config import CONF, autocast_dtype, device, given_fields, one_sentence, path_name, plain, precision
+from src.config import (
+    CONF,
+    autocast_dtype,
+    called,
+    device,
+    given_fields,
+    one_sentence,
+    path_name,
+    plain,
+    precision,
+)
 from src.dashboards import begin, end
 from src.data.module import CaptionData
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
 from src.files import write_atomically
-from src.initial import adopt, freeze, initialise
+from src.initial import freeze, initialise, started
 from src.model import TRAINING, build, instantiate
+from src.runs import recorded, run_folder
+from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
 log = logging.getLogger(__name__)
@@ -68,23 +79,23 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         config: the composed config, as plain values.
         given: what the user or a recipe set in it, which `init` leaves as it is: groups and dotted fields.
     """
-    start = None
-    if config["init"]:
-        if config["init_vocabulary"] not in ("keep", "extend"):
-            raise ValueError(f"init_vocabulary={config['init_vocabulary']}: choose keep or extend")
-        start = read_saved(Path(config["init"]))
-        config = adopt(config, start.config, given)
-    run = Path(config["run_dir"])
+    config, start = started(config, given)
+    run = run_folder(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
-    if trial:
-        run = run.with_name(run.name + ".fast_dev_run")  # a trial never touches a real run
-    elif config["ckpt"] is None and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
+    anew = config["ckpt"] is None and not trial
+    if anew and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    elif config["ckpt"] is None:  # the first process alone: the others come when it has begun to log
-        rank_zero_only((run / "metrics.csv").unlink)(missing_ok=True)
-        rank_zero_only(shutil.rmtree)(run / "tensorboard", ignore_errors=True)
+    about = {"version": code_version(), **called()}
+    with recorded(run, about, config["ckpt"] == "last", keep=getattr(rank_zero_only, "rank", 0) == 0) as record:
+        if anew:  # the first process alone: the others come when it has begun to log
+            rank_zero_only((run / "metrics.csv").unlink)(missing_ok=True)
+            rank_zero_only(shutil.rmtree)(run / "tensorboard", ignore_errors=True)
+        return _train(config, start, run, trial, record)
+
+
+def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, record: dict[str, Any]) -> float | None:
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -147,11 +158,15 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    best = trainer.checkpoint_callback
+    best: Any = trainer.checkpoint_callback
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score = getattr(best, "best_model_score", None)
-    results: dict[str, Any] = {} if score is None else {f"best/{getattr(best, 'monitor', '')}": float(score)}
+    record["epochs"] = trainer.current_epoch
+    results: dict[str, Any] = {}
+    if score is not None:
+        record |= {"best": float(score), "monitor": best.monitor, "mode": best.mode}
+        results = {f"best/{best.monitor}": float(score)}
     if trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
@@ -183,8 +198,6 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         if scores:
             save_bundle(run / "bundle", bundle, scores)
         end(trainer.loggers, results, trainer.global_step, run / "bundle")
-        if not trial:
-            write_atomically(run / "finished.json", json.dumps({"epochs": trainer.current_epoch}) + "\n")
         log.info("bundle: %s", run / "bundle")
     return None if score is None else float(score)
 
@@ -215,6 +228,7 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
+@sweep_job
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""

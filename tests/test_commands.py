@@ -219,6 +219,6 @@ def test_caption_wrong_calls_are_one_sentence(arguments, message, capsys, monkey
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["src.caption", "src.prepare", "src.train", "src.evaluate"])
+@pytest.mark.parametrize("module", ["src.caption", "src.prepare", "src.runs", "src.train", "src.evaluate"])
 def test_help(module):
     assert len(call(module, "--help").stdout) > 200

@@ -168,5 +168,5 @@ def test_a_start_that_is_not_there_is_named(shapes, tmp_path):
         ValueError, match="nowhere: no such file or directory; give a bundle/ directory or a .ckpt file"
     ):
         train(composed([f"init={tmp_path / 'nowhere'}", *tiny(shapes, tmp_path)]))
-    with pytest.raises(ValueError, match="init_vocabulary=grow: choose keep or extend"):
+    with pytest.raises(ValueError, match="init_vocabulary=grow: choose extend or keep"):
         train(composed([f"init={tmp_path}", "init_vocabulary=grow", *tiny(shapes, tmp_path)]))

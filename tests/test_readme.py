@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src import caption, evaluate
+from src import caption, evaluate, runs
 from src.bundle import Bundle, bundle_config, save_bundle
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
@@ -17,6 +17,7 @@ from src.train import train
 from tests.conftest import tiny_config
 from tests.prepare import originals
 from tests.test_configs import composed, tiny
+from tests.test_runs import make as make_run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
 
@@ -98,8 +99,16 @@ def test_each_data_set_has_a_command():
     assert modules == {arguments[0] for arguments in commands("src.prepare")}
 
 
+@pytest.mark.parametrize("arguments", commands("src.runs"), ids=identify)
+def test_list_commands(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs", "flickr8k/a", scores={"CIDEr": 0.6}, choices={"decoder": "lstm_attn"})
+    assert runs.main(arguments) == 0
+    assert (tmp_path / "scores.csv").exists() == ("--csv" in arguments)
+
+
 def test_there_are_commands_of_each_kind():
-    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare")] == [True] * 4
+    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare", "runs")] == [True] * 5
 
 
 def test_pages_name_only_files_that_are_there():

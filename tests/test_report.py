@@ -16,7 +16,8 @@ from PIL import Image
 from src import report as report_module
 from src.data.transforms import Preprocess
 from src.encoders.base import grid_boxes
-from src.report import UNIT, Example, attention_figure, is_fraction, score_text, write_report
+from src.metrics import is_fraction
+from src.report import UNIT, Example, attention_figure, score_text, write_report
 
 VOID = {"meta", "img", "input", "br", "link"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

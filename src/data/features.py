@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src.data.transforms import Preprocess
 from src.encoders.base import Encoder
+from src.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def cached_features(
     finished, partial = directory / name, directory / f"{name}.partial"
     directory.mkdir(parents=True, exist_ok=True)
     if not finished.exists():
-        with FileLock(directory / f"{name}.lock"):
+        with locked(directory / f"{name}.lock", f"the features of {len(images)} images"):
             if not finished.exists():
                 _build(
                     encoder, root, images, preprocess, partial, key, device, precision, batch_size, workers, progress

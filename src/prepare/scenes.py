@@ -23,12 +23,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
+from src.files import locked
 from src.prepare.scenes_words import (
     BACKGROUNDS,
     NOUNS,
@@ -122,13 +123,28 @@ def make_scenes(
     _check_packages()
     scenes = plan(images, seed)
     splits = split(scenes, seed)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output.with_name(f".{output.name}.lock"), f"the scenes in {output}"):
+        if not _is_complete(output, settings, force):  # not made by another process in the meantime
+            _make(output, settings, scenes, splits, spoken, workers, progress)
 
+
+def _make(
+    output: Path,
+    settings: dict[str, Any],
+    scenes: list[Scene],
+    splits: list[str],
+    spoken: Language,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Write everything to a folder beside `output`, and rename it."""
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     try:
-        _write_images(partial, scenes, seed, size, workers, progress)
-        _write_texts(partial, scenes, splits, seed, spoken)
+        _write_images(partial, scenes, settings["seed"], settings["size"], workers, progress)
+        _write_texts(partial, scenes, splits, settings["seed"], spoken)
         counts = {
             "splits": {name: splits.count(name) for name in SPLITS},
             "descriptions": len(set(scenes)),
@@ -136,7 +152,7 @@ def make_scenes(
             "backgrounds": len({scene.background for scene in scenes}),
         }
         (partial / MARKER).write_text(json.dumps({"settings": settings, "counts": counts}, indent=2) + "\n")
-        _publish(partial, output, settings)
+        _publish(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -164,10 +180,8 @@ def _is_complete(output: Path, settings: dict[str, object], force: bool) -> bool
     raise FileExistsError(f"{output} holds scenes with {differences}; give another folder, or --force to replace them.")
 
 
-def _publish(partial: Path, output: Path, settings: dict[str, object]) -> None:
+def _publish(partial: Path, output: Path) -> None:
     """Rename `partial` to `output`, which is absent, empty, or an older set."""
-    if _is_complete(output, settings, force=True):  # by another process, in the meantime
-        return
     old = output.with_name(f".{output.name}.{os.getpid()}.old")
     if output.exists():
         output.rename(old)

@@ -1,5 +1,8 @@
 import json
+import logging
+import multiprocessing
 import os
+import time
 
 import numpy as np
 import pytest
@@ -52,6 +55,30 @@ def test_computed_once(encoder, shapes, tmp_path):
     encoder.backbone.register_forward_hook(lambda *_: calls.append(1))
     build(encoder, shapes, tmp_path)
     assert calls == []
+
+
+def test_two_processes_at_once_compute_it_once(encoder, shapes, tmp_path):
+    context = multiprocessing.get_context("fork")
+    together, told = context.Barrier(2), context.Queue()
+
+    def job() -> None:
+        torch.set_num_threads(1)  # a fork's threads would wait for those of its parent
+        said, batches = [], []
+        logging.getLogger("src.files").setLevel(logging.INFO)
+        logging.getLogger("src.files").handle = lambda record: said.append(record.getMessage())
+        encoder.backbone.register_forward_hook(lambda *_: batches.append(time.sleep(0.1)))
+        together.wait(30)
+        rows = build(encoder, shapes, tmp_path)
+        told.put((len(batches), said, float(rows.astype(np.float32).sum())))
+
+    both = [context.Process(target=job) for _ in range(2)]
+    for process in both:
+        process.start()
+    (helped, waited, a), (computed, alone, b) = sorted(told.get(timeout=60) for _ in both)
+    for process in both:
+        process.join()
+    assert (helped, waited) == (0, ["waiting for another process: the features of 24 images"])
+    assert (computed, alone) == (6, []) and a == b
 
 
 def test_decoding_in_other_processes_gives_the_same(encoder, shapes, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy.ndimage import binary_closing, binary_fill_holes
 from skimage.measure import label
 
+from src.config import ROOT
 from src.prepare.__main__ import main
 from src.prepare.scenes import _background, draw, make_scenes, plan, split
 from src.prepare.scenes_words import BACKGROUNDS, NOUNS, Language, Relation, Scene, captions, forms
@@ -139,7 +141,7 @@ def test_a_second_call_keeps_what_is_there(tmp_path: Path) -> None:
     make_scenes(folder, 31, 5, "en", size=64, progress=False, force=True)
     assert len(list((folder / "images").iterdir())) == 31
     assert json.loads((folder / "scenes.json").read_text())["settings"]["seed"] == 5
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]  # nothing partial is left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".scenes.lock", "scenes"]  # nothing partial is left
 
 
 def test_a_folder_with_other_files_is_never_replaced(tmp_path: Path) -> None:
@@ -358,3 +360,12 @@ def test_backgrounds_vary_and_differ() -> None:
         one, two = (np.asarray(draw(scene, np.random.default_rng(seed), 96), dtype=int) for seed in (0, 1))
         assert one.shape == (96, 96, 3)
         assert np.abs(one[:, :6] - two[:, :6]).mean() > 2, name
+
+
+def test_two_processes_at_once_make_one_set(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "src.prepare", "scenes", str(tmp_path / "set"), "--images", "40"]
+    both = [subprocess.Popen([*command, "--workers", "1"], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate()[1].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum("40/40" in text for text in said) == 1, "one of them made it"
+    assert (tmp_path / "set" / "scenes.json").exists()
