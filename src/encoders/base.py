@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.ranges import at_least, share
+
 
 class Features(NamedTuple):
     """An image as a decoder sees it. B images, R regions, D wide; a fixed-length vector is R = 1."""
@@ -88,6 +90,8 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        at_least(1, "encoder", width=width)
+        share("encoder", dropout=dropout)
         self.backbone = backbone
         self.frozen = frozen
         self.width = width or backbone.width

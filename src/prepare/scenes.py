@@ -81,7 +81,7 @@ def make_scenes(
     output: Path,
     images: int,
     seed: int,
-    language: str,
+    language: Language,
     size: int = 224,
     workers: int | None = None,
     progress: bool = True,
@@ -113,10 +113,15 @@ def make_scenes(
         raise ValueError(f"{images} images are more than the file names hold; use 1,000,000 or fewer.")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} is not a number of processes; use 1 or more.")
-    spoken: Language = "zh" if language == "zh" else "en"
 
     output = Path(output).resolve()
-    settings = {"version": VERSION, "images": images, "seed": seed, "language": language, "size": size}
+    settings: dict[str, object] = {
+        "version": VERSION,
+        "images": images,
+        "seed": seed,
+        "language": language,
+        "size": size,
+    }
     if _is_complete(output, settings, force):
         return
     _check_packages()
@@ -128,7 +133,7 @@ def make_scenes(
     (partial / "images").mkdir(parents=True)
     try:
         _write_images(partial, scenes, seed, size, workers, progress)
-        _write_texts(partial, scenes, splits, seed, spoken)
+        _write_texts(partial, scenes, splits, seed, language)
         counts = {
             "splits": {name: splits.count(name) for name in SPLITS},
             "descriptions": len(set(scenes)),
