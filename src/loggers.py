@@ -40,6 +40,9 @@ class WandbOrOffline(WandbLogger):
         ValueError: wandb is not installed.
     """
 
+    package = "wandb"
+    """What must be installed, asked before any work."""
+
     def __init__(self, save_dir: str, **options: Any) -> None:
         try:
             import wandb

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
+from src.check import NO_VALIDATION, check
+from src.command import command
 from src.config import CONF, autocast_dtype, device, one_sentence, plain, precision
 from src.data.module import CaptionData
 from src.encoders import Encoder
@@ -57,6 +59,7 @@ def cache_features(
 
 def train(config: dict[str, Any]) -> float | None:
     """Run one training: returns the best validation score of `callbacks`' checkpoint, for sweeps."""
+    check(config)
     run = Path(config["run_dir"])
     trial = bool(config["trainer"].get("fast_dev_run"))
     if trial:
@@ -74,10 +77,7 @@ def train(config: dict[str, Any]) -> float | None:
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
-        raise ValueError(
-            "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "
-            "data.split=[0.9,0.05,0.05] to divide data.train by picture"
-        )
+        raise ValueError(NO_VALIDATION)
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
     model = build(config, vocabulary)
@@ -167,11 +167,7 @@ def nouns_file(config: dict[str, Any]) -> Path | None:
 
 
 def find_checkpoint(wanted: str | None, run: Path) -> str | None:
-    """`last` → this run's last checkpoint, or a fresh start where there is none; else a checkpoint's path, or None.
-
-    Raises:
-        ValueError: a path that is not there.
-    """
+    """`last` → this run's last checkpoint, or a fresh start where there is none; else a checkpoint's path, or None."""
     if not wanted:
         return None
     if wanted == "last":
@@ -180,8 +176,6 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
             log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last)
             return None
         return str(last)
-    if not Path(wanted).exists():
-        raise ValueError(f"ckpt={wanted}: no such file; give `last` or a checkpoint's path")
     return wanted
 
 
@@ -195,6 +189,7 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@command("train")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @one_sentence
 def main(config: DictConfig) -> float | None:
