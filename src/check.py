@@ -91,7 +91,6 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
         if isinstance(value, Mapping):
             _check_part(name, value)
     try:
-        _check_data(config["data"], command, here)
         (_check_training if command == "train" else _check_evaluation)(config, here)
     except ValueError as error:  # of the parts' own constructors too
         message = _line(error)
@@ -292,15 +291,10 @@ def _described(kind: Any) -> str:
 # ------------------------------------------------------------------ parts that work together
 
 
-def _check_data(data: Mapping[str, Any], command: str, here: bool) -> None:
+def _check_data(data: Mapping[str, Any], here: bool) -> None:
     if missing := [name for name in _plain_fields("data")[0] if name not in data]:
         raise ConfigError(f"data.{missing[0]} is missing: give it a value, or null")
     check_fields(data)
-    if command == "train":
-        if not data["train"]:
-            raise ConfigError("data.train is not set: the vocabulary is built from the training captions")
-        if not data["val"] and data["split"] is None:
-            raise ConfigError(NO_VALIDATION)
     if here and not data["make"]:  # what is made on first use need not be there
         root = Path(data["root"])
         if not root.is_dir():
@@ -314,6 +308,11 @@ def _check_data(data: Mapping[str, Any], command: str, here: bool) -> None:
 
 def _check_training(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", seed=config["seed"])
+    _check_data(config["data"], here)
+    if not config["data"]["train"]:
+        raise ConfigError("data.train is not set: the vocabulary is built from the training captions")
+    if not config["data"]["val"] and config["data"]["split"] is None:
+        raise ConfigError(NO_VALIDATION)
     tokenizer, _ = instantiate(config["tokenizer"]), instantiate(config["transform"])
     make = config["data"]["make"]
     if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
@@ -353,6 +352,7 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     if config.get("generation"):
         _construct("generation", config["generation"])
     data, split = config["data"], config["split"]
+    _check_data(data, here)
     if data["split"] is None and not data[split]:
         given = ", ".join(name for name in SPLITS if data[name])
         raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")

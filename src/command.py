@@ -26,7 +26,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src import help
 from src.check import OPTIONAL, check, unknown
-from src.config import CONF
+from src.config import CONF, plain
 from src.model import ConfigError
 
 WHOLE_GRID = 16
@@ -134,7 +134,7 @@ def _line_of(override: Override, value: str) -> str:
 
 def _sweeper_values(config: DictConfig, hydra: Hydra) -> list[Override]:
     """What a sweeper's own configuration varies: `hydra.sweeper.params`."""
-    params = OmegaConf.to_container(config.hydra.sweeper).get("params")  # type: ignore[union-attr]
+    params = plain(config.hydra.sweeper, resolve=False).get("params")
     lines = [f"{key}={value}" for key, value in params.items()] if isinstance(params, Mapping) else []
     return [_parsed(line, hydra) for line in lines]
 
@@ -246,7 +246,7 @@ def _resolved(config: DictConfig, primary: str) -> dict[str, Any]:
     choices = {str(group): choice for group, choice in config.hydra.runtime.choices.items()}
     with open_dict(config):
         del config["hydra"]
-    fields = help.flat(OmegaConf.to_container(config))  # type: ignore[arg-type]
+    fields = help.flat(plain(config, resolve=False))
     for field in sorted(fields, key=lambda field: field.count(".")):
         try:
             OmegaConf.select(config, field, throw_on_missing=True)
@@ -255,7 +255,7 @@ def _resolved(config: DictConfig, primary: str) -> dict[str, Any]:
             raise ConfigError(f"{field} is not set: {meaning or 'it has no default'}; give {field}=VALUE") from error
         except OmegaConfBaseException as error:
             raise ConfigError(f"{field}={fields[field]}: {str(error).splitlines()[0]}") from error
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    return plain(config)
 
 
 def _line(error: BaseException) -> str:

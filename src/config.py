@@ -72,7 +72,7 @@ def run_name() -> str:
     choices = hydra.runtime.choices
     base = str(choices.get("experiments") or choices.get("data") or "run")
     parts = []
-    for override in sorted(hydra.overrides.task):
+    for override in sorted(plain(hydra.overrides.task, resolve=False)):  # `run_dir=…/${name}` asks for this very name
         key, _, value = override.lstrip("+~").partition("=")
         if key in NOT_IN_NAME or key.split(".")[0] in ("logger", "hydra"):
             continue
@@ -102,9 +102,9 @@ def setup() -> None:
 setup()
 
 
-def plain(config: Any) -> Any:
-    """An OmegaConf node as plain dicts and lists, resolved."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+def plain(config: Any, resolve: bool = True) -> Any:
+    """An OmegaConf node as plain dicts and lists, `${…}` resolved."""
+    return OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
 
 
 def precision(wanted: str, device: str) -> str:

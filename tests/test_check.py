@@ -210,6 +210,16 @@ def test_a_logger_whose_package_is_not_there(refused, monkeypatch):
     assert "logger.wandb needs not_there: `pip install not_there` first" in refused(" ".join([*WHERE, "logger=wandb"]))
 
 
+def test_a_runs_folder_may_be_named_after_it(monkeypatch, shapes, tmp_path):
+    seen = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train", seen.append)
+    data = [word.replace("DATA", str(shapes)) for word in WHERE]
+    monkeypatch.setattr(sys, "argv", ["command", *data, f"run_dir={tmp_path}/${{name}}"])
+    train.main()
+    assert seen[0]["run_dir"].startswith(f"{tmp_path}/tsv,") and "$" not in seen[0]["run_dir"]
+
+
 def test_the_whole_error_is_shown_on_request(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["command", "decoder=lstmm"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
