@@ -14,7 +14,7 @@ from enum import Enum
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import pytorch_lightning as lightning
 import torch
@@ -229,8 +229,6 @@ def fits(value: Any, kind: Any) -> bool:
     """Whether a plain value can be what an annotation says. Whole numbers are numbers, true and false are not; what
     cannot be told fits."""
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return fits(value, inner[0])
     if origin in (Union, types.UnionType):
         return any(fits(value, each) for each in inner)
     if origin is Literal:
@@ -430,8 +428,10 @@ def _check_monitor(path: str, node: Mapping[str, Any], config: Mapping[str, Any]
 
 def _check_trainer(config: Mapping[str, Any]) -> None:
     """Make Lightning's Trainer once, for what it refuses: devices that are not there, strategies, limits."""
-    # What Lightning does not refuse, and what would change the whole process.
-    at_least(1, "trainer", accumulate_grad_batches=config["trainer"].get("accumulate_grad_batches"))
+    at_least(
+        1, "trainer", accumulate_grad_batches=config["trainer"].get("accumulate_grad_batches")
+    )  # Lightning takes 0
+    # `deterministic` and `benchmark` would change this whole process, the later jobs of a sweep too.
     options = {name: value for name, value in config["trainer"].items() if name not in ("deterministic", "benchmark")}
     options["precision"] = precision(options.get("precision", "auto"), device())
 

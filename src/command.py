@@ -122,7 +122,9 @@ def _values(override: Override) -> Iterator[str]:
     """What is worth a look of what a sweep varies: all choices, the ends of an interval or a range."""
     value = override.value()
     if isinstance(value, IntervalSweep):
-        yield from (str(value.start), str(value.end))
+        yield from (
+            f"{end:g}" for end in (value.start, value.end)
+        )  # 64, not 64.0: sweepers give whole fields whole numbers
         return
     values = list(override.sweep_string_iterator())
     yield from dict.fromkeys((values[0], values[-1])) if override.is_range_sweep() else values
@@ -133,10 +135,10 @@ def _line_of(override: Override, value: str) -> str:
 
 
 def _sweeper_values(config: DictConfig, hydra: Hydra) -> list[Override]:
-    """What a sweeper's own configuration varies: `hydra.sweeper.params`."""
+    """What a sweeper's own configuration varies: `hydra.sweeper.params`, where it is written as on the command line."""
     params = plain(config.hydra.sweeper, resolve=False).get("params")
-    lines = [f"{key}={value}" for key, value in params.items()] if isinstance(params, Mapping) else []
-    return [_parsed(line, hydra) for line in lines]
+    written = params.items() if isinstance(params, Mapping) else ()
+    return [_parsed(f"{key}={value}", hydra) for key, value in written if isinstance(value, str | int | float)]
 
 
 def _jobs(overrides: Sequence[Override], more: Sequence[Override]) -> list[list[str]]:
@@ -168,7 +170,7 @@ def _parsed(line: str, hydra: Hydra) -> Override:
 def _composed(hydra: Hydra, primary: str, lines: list[str]) -> DictConfig:
     try:
         return hydra.compose_config(primary, lines, run_mode=RunMode.RUN, with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:  # Hydra and OmegaConf raise many kinds; all mean the same to the user
         overrides = [_parsed(line, hydra) for line in lines]
         raise ConfigError(_what_is_wrong(hydra, primary, overrides) or _line(error)) from error
 
@@ -197,7 +199,7 @@ def _what_is_wrong(hydra: Hydra, primary: str, overrides: list[Override]) -> str
         chosen.append(str(each.input_line))
     try:
         base = hydra.compose_config(primary, chosen, run_mode=RunMode.RUN, with_log_configuration=False)
-    except (HydraException, OmegaConfBaseException, ValueError):
+    except Exception:
         return None
     for each in fields:
         if not each.is_hydra_override() and (sentence := _wrong_field(base, each, primary)):

@@ -77,13 +77,22 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
         ("-m decoder=lstm,lstmm", "decoder=lstmm: no such choice"),
         ("-m seed=1,2 decoder.hidden=3,many", "decoder.hidden=many: a whole number (int) is wanted"),
         ("-m 'seed=range(0,20)' optimizer.lr=0.1,-1", "optimizer.lr=-1: Invalid learning rate"),
-        ("-m 'optimizer.lr=interval(-1,1)'", "optimizer.lr=-1.0: Invalid learning rate"),
+        ("-m 'optimizer.lr=interval(-1,1)'", "optimizer.lr=-1: Invalid learning rate"),
         ("-m encoder=cnn encoder.backbone.head=null,[8] decoder=lstm,lstm_attn", "choose decoder=lstm"),
+        ("-m 'decoder.hidden=interval(0,512)'", "decoder.hidden=0: at least 1"),
+        ("-m '+hydra.sweeper.params={seed:1}'", "hydra.sweeper.params"),
         ("-m 'decoder=glob(*)' foo=1", "foo: no such group or field"),
     ],
 )
 def test_command_lines_that_cannot_be(line, sentence, refused):
     assert sentence in refused(line)
+
+
+def test_what_a_sweepers_own_configuration_varies_is_checked_too(refused, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "seeds.yaml").write_text("# @package hydra.sweeper\nparams: {seed: '8,x', decoder: lstm}\n")
+    assert "seed=x: a whole number (int) is wanted" in refused(f"-m --config-dir {folder} +sweep=seeds")
 
 
 @pytest.mark.parametrize(
