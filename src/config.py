@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 import sys
 import warnings
@@ -19,6 +20,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from src.runs import flat, sentence
 
@@ -73,7 +75,7 @@ def run_name() -> str:
     choices = hydra.runtime.choices
     base = str(choices.get("experiments") or choices.get("data") or "run")
     parts = []
-    for override in sorted(hydra.overrides.task):
+    for override in sorted(plain(hydra.overrides.task, resolve=False)):  # `run_dir=…/${name}` asks for this very name
         key, _, value = override.lstrip("+~").partition("=")
         if key in NOT_IN_NAME or key.split(".")[0] in ("logger", "hydra"):
             continue
@@ -116,21 +118,27 @@ def called() -> dict[str, Any]:
     return {"overrides": overrides, "choices": choices}
 
 
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡 Tip")
+
+
 def setup() -> None:
     """Register what the configs use. Called on import; harmless twice."""
     SourcesRegistry.instance().register(ExperimentsSource)
     Plugins.instance().register(ExperimentsPath)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen backbone is
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")
 
 
 setup()
 
 
-def plain(config: Any) -> Any:
-    """An OmegaConf node as plain dicts and lists, resolved."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+def plain(config: Any, resolve: bool = True) -> Any:
+    """An OmegaConf node as plain dicts and lists, `${…}` resolved."""
+    return OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
 
 
 def precision(wanted: str, device: str) -> str:
@@ -164,8 +172,8 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapped(config: DictConfig) -> Any:
         try:
             return main(config)
-        except (ValueError, OSError, ImportError) as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+        except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.debug("", exc_info=True)
             sys.exit(f"error: {sentence(error)}")

@@ -8,6 +8,8 @@ import hydra
 from omegaconf import DictConfig
 
 from src.captioner import Captioner
+from src.check import check
+from src.command import command
 from src.config import CONF, one_sentence, plain, precision
 from src.data.features import state_digest
 from src.data.module import CaptionData
@@ -18,6 +20,7 @@ from src.train import build_data, cache_features, nouns_file
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the config names; returns the scores."""
+    check(config, "evaluate")
     generation = instantiate(config["generation"]) if config.get("generation") else None
     captioner = Captioner.load(
         config["model"], generation, device_name=config["device"], precision_name=config["precision"]
@@ -72,6 +75,7 @@ def _scored_before(output: Path, captioner: Captioner, data: CaptionData, config
     )
 
 
+@command("evaluate")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evaluate")
 @one_sentence
 def main(config: DictConfig) -> None:

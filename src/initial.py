@@ -27,12 +27,10 @@ def started(config: dict[str, Any], given: Collection[str]) -> tuple[dict[str, A
 
     Raises:
         BundleError: there is no captioner, or a damaged one.
-        ConfigError: another kind of part than it has, or an unknown `init_vocabulary`.
+        ConfigError: another kind of part than it has.
     """
-    if not config["init"]:
+    if not config.get("init"):
         return config, None
-    if config["init_vocabulary"] not in VOCABULARIES:
-        raise ConfigError(f"init_vocabulary={config['init_vocabulary']}: choose {' or '.join(VOCABULARIES)}")
     start = read_saved(Path(config["init"]))
     return adopt(config, start.config, given), start
 

@@ -48,6 +48,9 @@ class WandbOrOffline(WandbLogger):
         ValueError: wandb is not installed.
     """
 
+    package = "wandb"
+    """What must be installed, asked before any work."""
+
     def __init__(self, save_dir: str, log_bundle: bool = True, **options: Any) -> None:
         try:
             import wandb

@@ -57,11 +57,13 @@ def instantiate(config: Mapping[str, Any], allowed: tuple[str, ...] = OWN, **giv
     """Build what a config names by `_target_`, nested ones first; `given` are arguments that only the caller knows.
 
     Raises:
-        ConfigError: no `_target_`, or arguments that the class does not take.
+        ConfigError: no `_target_`, arguments that the class does not take, or that are given.
     """
     if "_target_" not in config:
         raise ConfigError(f"a config without _target_ names nothing to build: {dict(config)}")
     target = locate(config["_target_"], allowed)
+    if twice := ", ".join(given.keys() & config.keys()):
+        raise ConfigError(f"{config['_target_']}: {twice} follows from the other parts and cannot be set")
     arguments = {
         key: instantiate(value, allowed) if isinstance(value, Mapping) and "_target_" in value else value
         for key, value in config.items()

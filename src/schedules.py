@@ -5,6 +5,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from src.ranges import at_least, share
+
 
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down (Loshchilov and Hutter, 2017, https://arxiv.org/abs/1608.03983).
@@ -17,8 +19,8 @@ class WarmupCosine(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.1, final: float = 0.01) -> None:
-        if not 0 <= warmup < 1:
-            raise ValueError(f"scheduler.warmup={warmup}: a share of the run, in [0, 1)")
+        share("scheduler", warmup=warmup)
+        at_least(0, "scheduler", final=final)
         climb = max(1, round(total_steps * warmup))
 
         def scale(step: int) -> float:

@@ -15,6 +15,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.bundle import Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
+from src.check import NO_VALIDATION, check
+from src.command import command
 from src.config import (
     CONF,
     autocast_dtype,
@@ -80,6 +82,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         given: what the user or a recipe set in it, which `init` leaves as it is: groups and dotted fields.
     """
     config, start = started(config, given)
+    check(config)
     run = run_folder(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
     anew = config["ckpt"] is None and not trial
@@ -104,10 +107,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
-        raise ValueError(
-            "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "
-            "data.split=[0.9,0.05,0.05] to divide data.train by picture"
-        )
+        raise ValueError(NO_VALIDATION)
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
     model = build(without_weights(config) if start else config, vocabulary)
@@ -209,11 +209,7 @@ def nouns_file(config: dict[str, Any]) -> Path | None:
 
 
 def find_checkpoint(wanted: str | None, run: Path) -> str | None:
-    """`last` → this run's last checkpoint, or a fresh start where there is none; else a checkpoint's path, or None.
-
-    Raises:
-        ValueError: a path that is not there.
-    """
+    """`last` → this run's last checkpoint, or a fresh start where there is none; else a checkpoint's path, or None."""
     if not wanted:
         return None
     if wanted == "last":
@@ -222,11 +218,10 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
             log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last)
             return None
         return str(last)
-    if not Path(wanted).exists():
-        raise ValueError(f"ckpt={wanted}: no such file; give `last` or a checkpoint's path")
     return wanted
 
 
+@command("train")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @sweep_job
 @one_sentence

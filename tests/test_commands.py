@@ -148,7 +148,8 @@ def test_evaluate_a_bundle_and_a_checkpoint_alike(run, shapes, tmp_path):
 
 def test_errors_of_a_run_are_one_sentence(shapes, tmp_path):
     (tmp_path / "bad.tsv").write_text("image,caption\n")
-    done = call("src.train", "data=tsv", f"data.root={tmp_path}", "data.train=bad.tsv", f"run_dir={tmp_path}", expect=1)
+    bad = ["data=tsv", f"data.root={tmp_path}", "data.train=bad.tsv", "data.val=bad.tsv", f"run_dir={tmp_path}"]
+    done = call("src.train", *bad, expect=1)
     assert "bad.tsv:1" in done.stderr and "Traceback" not in done.stderr
     done = call("src.evaluate", f"model={tmp_path / 'none'}", "data=tsv", f"data.root={shapes}", expect=1)
     assert "no such file or directory" in done.stderr and "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.encoders.base import Features
+from src.ranges import at_least
 
 
 class AttentionMemory(NamedTuple):
@@ -68,6 +69,7 @@ class AdditiveAttention(Attention):
 
     def __init__(self, query_width: int, memory_width: int, width: int = 512) -> None:
         super().__init__()
+        at_least(1, "attention", width=width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
@@ -92,6 +94,7 @@ class DotAttention(Attention):
 
     def __init__(self, query_width: int, memory_width: int, width: int = 512) -> None:
         super().__init__()
+        at_least(1, "attention", width=width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width)
 

@@ -15,9 +15,10 @@ from src.data.features import cached_features
 from src.data.sides import swap_sides
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import AS_IT_IS, Augmentation, Preprocess, Variation
-from src.data.tsv import Captions, read_tsv, split_by_image, write_skipped
+from src.data.tsv import Captions, OnBadRow, Verify, check_fractions, read_tsv, split_by_image, write_skipped
 from src.data.vocabulary import PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
+from src.ranges import at_least
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,28 @@ class EvaluationOrder(Sampler[list[Item]]):
             yield self.items[start : start + self.batch_size]
 
 
+def check_fields(data: Mapping[str, Any]) -> None:
+    """Of `CaptionData`'s arguments, refuse what needs no file to be refused.
+
+    Raises:
+        ValueError: a number out of its range, no TSV, or TSVs that contradict `split`.
+    """
+    counts = ("min_count", "max_size", "batch_size", "captions_per_image", "max_tokens", "eval_batch_size")
+    at_least(1, "data", **{name: data[name] for name in counts})
+    at_least(0, "data", workers=data["workers"])
+    given, split = [name for name in SPLITS if data[name]], data["split"]
+    if not given:
+        raise ValueError(
+            "data: no TSV given; set data.train=FILE (and data.val, data.test, or data.split=[0.9,0.05,0.05])"
+        )
+    if split is not None:
+        if given != ["train"]:
+            raise ValueError(f"data.split divides one file: give data.train alone, not {', '.join(given)}")
+        if not 2 <= len(split) <= len(SPLITS):
+            raise ValueError(f"data.split={list(split)}: give the fractions of train, val and perhaps test")
+        check_fractions(split)
+
+
 class CaptionData(lightning.LightningDataModule):
     """A data set in TSV form (`img_path<TAB>caption`), its vocabulary, and its loaders.
 
@@ -247,11 +270,12 @@ class CaptionData(lightning.LightningDataModule):
         max_tokens: int = 40,
         eval_batch_size: int = 64,
         workers: int = 0,
-        verify: str = "exists",
-        on_bad_row: str = "error",
+        verify: Verify = "exists",
+        on_bad_row: OnBadRow = "error",
         cache_dir: str | Path = "cache",
         seed: int = 0,
     ) -> None:
+        check_fields(locals())
         super().__init__()
         self.root, self.cache_dir = Path(root), Path(cache_dir)
         self.preprocess, self.tokenizer = preprocess, tokenizer
@@ -261,21 +285,10 @@ class CaptionData(lightning.LightningDataModule):
         files = {"train": train, "val": val, "test": test}
         self.tables: dict[str, Captions] = {}
         if split is not None:
-            given = [name for name, file in files.items() if file]
-            if given != ["train"]:
-                raise ValueError(
-                    f"data.split divides one file: give data.train alone, not {', '.join(given) or 'none'}"
-                )
-            if not 2 <= len(split) <= len(SPLITS):
-                raise ValueError(f"data.split={list(split)}: give the fractions of train, val and perhaps test")
             parts = split_by_image(self._read(str(train)), list(split), split_seed)
             self.tables = {name: part for name, part in zip(SPLITS, parts, strict=False) if part.images}
         else:
             self.tables = {name: self._read(file) for name, file in files.items() if file}
-        if not self.tables:
-            raise ValueError(
-                "data: no TSV given; set data.train=FILE (and data.val, data.test, or data.split=[0.9,0.05,0.05])"
-            )
         if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")

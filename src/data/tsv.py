@@ -126,6 +126,12 @@ def read_tsv(
     return Captions(list(captions), list(captions.values()), list(tags.values()), bad)
 
 
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raises ValueError unless the fractions of `split_by_image` lie in [0, 1] and sum to 1."""
+    if any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"data.split={list(fractions)}: fractions must lie in [0, 1] and sum to 1")
+
+
 def split_by_image(captions: Captions, fractions: Sequence[float], seed: int) -> list[Captions]:
     """Divide one table so that all captions of an image are in one part.
 
@@ -136,11 +142,10 @@ def split_by_image(captions: Captions, fractions: Sequence[float], seed: int) ->
     Raises:
         ValueError: the fractions don't sum to 1, or there are fewer images than parts.
     """
-    if any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"split={list(fractions)}: fractions must lie in [0, 1] and sum to 1")
+    check_fractions(fractions)
     total, wanted = len(captions.images), sum(f > 0 for f in fractions)
     if total < wanted:
-        raise ValueError(f"split={list(fractions)}: {total} images cannot be divided into {wanted} parts")
+        raise ValueError(f"data.split={list(fractions)}: {total} images cannot be divided into {wanted} parts")
     sizes = [int(f * total + 1e-6) for f in fractions]
     largest_rests = sorted(range(len(sizes)), key=lambda i: sizes[i] - fractions[i] * total)
     for i in largest_rests[: total - sum(sizes)]:

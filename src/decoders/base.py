@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
+from src.ranges import share
 
 Tree = TypeVar("Tree")
 
@@ -64,6 +65,7 @@ class Decoder(nn.Module):
 
     def __init__(self, embedding: LearnedEmbedding, tied: bool, dropout: float) -> None:
         super().__init__()
+        share("decoder", dropout=dropout)
         self.embedding = embedding
         vocabulary_size, size = embedding.weight.shape
         self.classifier = nn.Linear(size, vocabulary_size)

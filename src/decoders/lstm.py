@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from src.decoders.base import Decoder, Output
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
+from src.ranges import at_least
 
 
 class LSTMMemory(NamedTuple):
@@ -45,6 +46,7 @@ class LSTMDecoder(Decoder):
         tied: bool = False,
     ) -> None:
         super().__init__(embedding, tied, dropout)
+        at_least(1, "decoder", hidden=hidden, layers=layers)
         size = embedding.weight.size(1)
         self.image = nn.Linear(memory_width, size)
         self.lstm = nn.LSTM(size, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)

@@ -9,6 +9,7 @@ from src.attention.soft import Attention, AttentionMemory
 from src.decoders.base import Decoder, Output
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
+from src.ranges import at_least
 
 
 class AttentionLSTMMemory(NamedTuple):
@@ -65,6 +66,7 @@ class AttentionLSTMDecoder(Decoder):
         tied: bool = False,
     ) -> None:
         super().__init__(embedding, tied, dropout)
+        at_least(1, "decoder", hidden=hidden, layers=layers)
         size = embedding.weight.size(1)
         self.attention = attention
         self.layers, self.hidden_size = layers, hidden

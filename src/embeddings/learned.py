@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from src.ranges import at_least
+
 
 class LearnedEmbedding(nn.Module):
     """One trainable vector a word.
@@ -13,6 +15,7 @@ class LearnedEmbedding(nn.Module):
 
     def __init__(self, vocabulary_size: int, size: int = 512) -> None:
         super().__init__()
+        at_least(1, "embedding", size=size)
         self.table = nn.Embedding(vocabulary_size, size)
         nn.init.normal_(self.table.weight, std=size**-0.5)  # unit-length rows: as good a start for tied output weights
         self.size = size

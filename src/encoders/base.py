@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.ranges import at_least, share
+
 
 class Features(NamedTuple):
     """An image as a decoder sees it. B images, R regions, D wide; a fixed-length vector is R = 1."""
@@ -119,6 +121,8 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        at_least(1, "encoder", width=width)
+        share("encoder", dropout=dropout)
         stages = backbone.stages
         count = len(stages) if frozen is True else int(frozen)
         if not 0 <= count <= len(stages):

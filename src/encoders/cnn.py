@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from src.encoders.base import Backbone, Stage
+from src.ranges import at_least
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 POOLINGS: dict[str, type[nn.Module]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
@@ -42,6 +43,7 @@ class CNN(Backbone):
                 raise ValueError(f"encoder.backbone.{key}={value}: choose one of {', '.join(choices)}")
         if not channels:
             raise ValueError("encoder.backbone.channels is empty: give at least one convolution layer, e.g. [32,64]")
+        at_least(1, "encoder.backbone", channels=channels, kernel=kernel, head=head)
         if kernel % 2 == 0:
             raise ValueError(
                 f"encoder.backbone.kernel={kernel}: an odd number keeps the grid centred; take {kernel + 1}"

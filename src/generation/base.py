@@ -44,7 +44,7 @@ class Search:
     ) -> None:
         if not 0 <= min_length <= max_length or max_length < 1:
             raise ValueError(
-                f"generation: min_length={min_length} and max_length={max_length} leave no caption: "
+                f"generation.min_length={min_length} and generation.max_length={max_length} leave no caption: "
                 "0 ≤ min_length ≤ max_length and max_length ≥ 1"
             )
         if no_repeat_ngram < 0:

@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from src.data.vocabulary import BOS, EOS, PAD
 from src.decoders.base import Decoder, select_beams, select_images
 from src.generation.base import Hypotheses, Search
+from src.ranges import at_least
 
 FLOOR = -1e9
 """Stands for −∞ where scores are compared, so that sums stay finite."""
@@ -47,8 +48,7 @@ class BeamSearch(Search):
 
     def __init__(self, beam_size: int = 5, length_penalty: float = 1.0, **limits: Any) -> None:
         super().__init__(**limits)
-        if beam_size < 1:
-            raise ValueError(f"generation.beam_size={beam_size}: at least 1")
+        at_least(1, "generation", beam_size=beam_size)
         if length_penalty < 0:
             raise ValueError(f"generation.length_penalty={length_penalty}: 0 or more, or the early stop is not exact")
         self.beam_size = beam_size

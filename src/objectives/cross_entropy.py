@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.ranges import at_least, share
+
 if TYPE_CHECKING:
     from src.data.module import Batch
     from src.model import CaptioningModel
@@ -38,8 +40,8 @@ class CrossEntropy(nn.Module):
 
     def __init__(self, label_smoothing: float = 0.1, attention_penalty: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"objective.label_smoothing={label_smoothing}: must be in [0, 1)")
+        share("objective", label_smoothing=label_smoothing)
+        at_least(0, "objective", attention_penalty=attention_penalty)
         self.label_smoothing = label_smoothing
         self.attention_penalty = attention_penalty
 

@@ -82,7 +82,7 @@ def make_scenes(
     output: Path,
     images: int,
     seed: int,
-    language: str,
+    language: Language,
     size: int = 224,
     workers: int | None = None,
     progress: bool = True,
@@ -114,10 +114,15 @@ def make_scenes(
         raise ValueError(f"{images} images are more than the file names hold; use 1,000,000 or fewer.")
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} is not a number of processes; use 1 or more.")
-    spoken: Language = "zh" if language == "zh" else "en"
 
     output = Path(output).resolve()
-    settings = {"version": VERSION, "images": images, "seed": seed, "language": language, "size": size}
+    settings: dict[str, object] = {
+        "version": VERSION,
+        "images": images,
+        "seed": seed,
+        "language": language,
+        "size": size,
+    }
     if _is_complete(output, settings, force):
         return
     _check_packages()
@@ -126,7 +131,7 @@ def make_scenes(
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output.with_name(f".{output.name}.lock"), f"the scenes in {output}"):
         if not _is_complete(output, settings, force):  # not made by another process in the meantime
-            _make(output, settings, scenes, splits, spoken, workers, progress)
+            _make(output, settings, scenes, splits, language, workers, progress)
 
 
 def _make(
@@ -134,7 +139,7 @@ def _make(
     settings: dict[str, Any],
     scenes: list[Scene],
     splits: list[str],
-    spoken: Language,
+    language: Language,
     workers: int | None,
     progress: bool,
 ) -> None:
@@ -144,7 +149,7 @@ def _make(
     (partial / "images").mkdir(parents=True)
     try:
         _write_images(partial, scenes, settings["seed"], settings["size"], workers, progress)
-        _write_texts(partial, scenes, splits, settings["seed"], spoken)
+        _write_texts(partial, scenes, splits, settings["seed"], language)
         counts = {
             "splits": {name: splits.count(name) for name in SPLITS},
             "descriptions": len(set(scenes)),

@@ -1,0 +1,503 @@
+"""Refuse a configuration that cannot work before any work: no data read, no folder made, no feature computed."""
+
+import copy
+import importlib.util
+import inspect
+import logging
+import re
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from os import PathLike
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from src import help
+from src.config import device, precision
+from src.data.module import SPLITS, CaptionData, check_fields
+from src.data.vocabulary import Vocabulary
+from src.encoders.pretrained import PretrainedBackbone
+from src.help import no_field, shown
+from src.initial import VOCABULARIES, freeze
+from src.metrics.captions import METRICS
+from src.metrics.java import INSTALL_JAVA, find_java
+from src.model import TRAINING, ConfigError, build, instantiate, locate
+from src.prepare.scenes import make_scenes
+from src.ranges import at_least
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
+"""What takes the fields of parts that name no class."""
+TRAINER_GIVEN = ("callbacks", "logger", "default_root_dir", "use_distributed_sampler", "num_sanity_val_steps")
+"""The Trainer's arguments that a run sets itself."""
+OPTIONAL = ("attention", "scheduler", "callbacks", "logger")
+"""Groups that can be left out, besides those that are null by default."""
+NO_VALIDATION = (
+    "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "
+    "data.split=[0.9,0.05,0.05] to divide data.train by picture"
+)
+LOGGED = (
+    "loss",
+    "cross_entropy",
+    "token_accuracy",
+    "attention_penalty",
+    "exact_match",
+    "distinct_words",
+    "mean_length",
+)
+"""What validation logs besides the metrics; an objective may log more."""
+
+REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException)
+"""What constructors raise of arguments that they do not take."""
+
+Choice: Any = Literal  # of names that are known at run time only
+PRECISION = Literal["auto"] | typing.get_type_hints(lightning.Trainer.__init__)["precision"]
+FIELDS: dict[str, Any] = {
+    "ckpt": str | None,
+    "init": str | None,
+    "init_vocabulary": Choice[VOCABULARIES],
+    "freeze": list[str],
+    "output": str | None,
+    "limit": int | None,
+    "device": str | None,
+    "precision": PRECISION,
+    "split": Choice[SPLITS],
+    "evaluate_splits": list[Choice[SPLITS]] | None,
+    "metrics": list[Choice[METRICS]],
+    "validation_metrics": list[Choice[METRICS]],
+}
+"""Kinds of fields in no group, where their default does not tell."""
+
+
+def check(config: Mapping[str, Any], command: str = "train", here: bool = True) -> None:
+    """Refuse unknown fields, values of the wrong kind, and parts that cannot work together.
+
+    Args:
+        config: composed and resolved, as plain values.
+        command: whose primary configuration it is, `train` or `evaluate`.
+        here: this is the machine that will do the work: its files, devices and packages are looked at too.
+
+    Raises:
+        ConfigError: one sentence that names the field, and what can be chosen.
+    """
+    _check_names(config, command)
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            _check_part(name, value)
+    try:
+        (_check_training if command == "train" else _check_evaluation)(config, here)
+    except ValueError as error:  # of the parts' own constructors too
+        message = _line(error)
+        for path, target in _targets(config):
+            message = message.replace(f"{target}:", f"{path}:")  # a user knows the part by its place
+        raise ConfigError(message) from error
+
+
+def _targets(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            if "_target_" in value:
+                yield prefix + name, value["_target_"]
+            yield from _targets(value, f"{prefix}{name}.")
+
+
+# ------------------------------------------------------------------ names and kinds
+
+
+def _check_names(config: Mapping[str, Any], command: str) -> None:
+    """The groups and fields at the top: all of them there, none besides, each of its default's kind."""
+    groups, fields = help.groups(command), help.fields(command)
+    known = [*groups, *fields]
+    for name in config:
+        if name not in known:
+            raise ConfigError(unknown(name, command))
+    for name in known:
+        if name not in config and not (name in groups and (name in OPTIONAL or groups[name] is None)):
+            choices = f"choose one of {', '.join(help.choices(name))}" if name in groups else "give it a value"
+            raise ConfigError(f"{name} is missing: {choices}")
+    for name, default in fields.items():
+        _check_value(name, config[name], FIELDS.get(name, _kind_of(default)))
+
+
+def unknown(name: str, command: str) -> str:
+    """The sentence on a name that is neither a group nor a field."""
+    known = [*help.groups(command), *help.fields(command)]
+    guess = help.meant(name, known).strip(" ()")
+    return f"{name}: no such group or field; {guess or 'there are ' + ', '.join(known)}"
+
+
+def _check_part(path: str, node: Mapping[str, Any]) -> None:
+    """The fields of one part of the configuration, and the parts within it, against what takes them."""
+    try:
+        target = locate(node["_target_"], TRAINING) if "_target_" in node else FUNCTIONS.get(path)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error}") from error
+    known, open_ended = parameters(target) if target else _plain_fields(path)
+    if path == "trainer":
+        known = {name: kind for name, kind in known.items() if name not in TRAINER_GIVEN} | {"precision": PRECISION}
+    for name, value in node.items():
+        if name == "_target_":
+            continue
+        if name not in known and not open_ended:
+            raise ConfigError(no_field(path, name, _listed(target, node, name)))
+        inside = f"{path}.{name}"
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Mapping) and ("_target_" in each or inside in FUNCTIONS):
+                _check_part(inside, each)
+        _check_value(inside, value, known.get(name, Any))
+
+
+def _plain_fields(group: str) -> tuple[dict[str, Any], bool]:
+    """As `parameters`, of a group that names no class: what its files in conf/ set."""
+    written: dict[str, list[Any]] = {}
+    for choice in help.choices(group):
+        for name, value in help.choice_fields(group, choice).items():
+            written.setdefault(name, []).append(value)
+    if all(isinstance(value, dict) and "_target_" in value for values in written.values() for value in values):
+        return {}, True  # a collection of parts, such as callbacks, by any names; or no group of conf/ at all
+    taken = parameters(CaptionData)[0] if group == "data" else {}
+    return {name: taken.get(name, _kind_of(*defaults)) for name, defaults in written.items()}, False
+
+
+def _listed(target: Callable[..., Any] | None, node: Mapping[str, Any], but: str) -> list[str]:
+    """The fields to choose from in a part: those that it has, and what its class has defaults for."""
+    names = [name for name in node if name not in ("_target_", but)]
+    if target is not None and target is not make_scenes:
+        given = inspect.signature(target).parameters.values()
+        names += [p.name for p in given if p.default is not p.empty and p.name not in (*names, *TRAINER_GIVEN)]
+    return names
+
+
+def parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """What a class or function takes: names with their annotations, and whether it takes further ones (`**options`);
+    where a class passes those on, the names that its base takes are among them."""
+    found: dict[str, Any] = {}
+    functions = [target]
+    if isinstance(target, type):
+        functions = [k.__dict__["__init__"] for k in target.__mro__ if "__init__" in k.__dict__ and k is not object]
+    open_ended = []
+    for function in functions:
+        signature = inspect.signature(function).parameters.values()
+        for p in signature:
+            if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                found.setdefault(p.name, _annotation(function, p))
+        open_ended.append(any(p.kind is p.VAR_KEYWORD for p in signature))
+        if not open_ended[-1]:
+            break
+    return found, bool(open_ended) and open_ended[0]
+
+
+def _annotation(function: Callable[..., Any], parameter: inspect.Parameter) -> Any:
+    if parameter.annotation is parameter.empty:
+        return Any
+    alone = types.SimpleNamespace(__annotations__={"it": parameter.annotation})
+    try:
+        found = typing.get_type_hints(alone, inspect.unwrap(function).__globals__)["it"]
+    except (NameError, AttributeError, TypeError):  # names that only a type checker imports
+        return Any
+    return found | None if parameter.default is None else found
+
+
+def _kind_of(*defaults: Any) -> Any:
+    """The kind of a field from its defaults in conf/; one that is null in all of them could be anything."""
+    kinds = [types.GenericAlias(list, _kind_of(*each)) if isinstance(each, list) else type(each) for each in defaults]
+    return Any if set(kinds) <= {NoneType} else Union[tuple(kinds)]  # noqa: UP007
+
+
+def _check_value(path: str, value: Any, kind: Any) -> None:
+    if not fits(value, kind):
+        names = [shown(name) for name in _literals(kind)]
+        wrong = [each for each in (value if isinstance(value, list) else [value]) if shown(each) not in names]
+        guess = help.meant(str(wrong[0]), names) if wrong else ""
+        if not names and fits(str(value), kind) and not isinstance(value, list | Mapping | None):
+            guess = f"; in a shell, \"{path}='{value}'\""
+        raise ConfigError(f"{path}={shown(value)}: {_described(kind)} is wanted{guess}")
+
+
+def _literals(kind: Any) -> list[Any]:
+    inner = get_args(kind)
+    return list(inner) if get_origin(kind) is Literal else [name for each in inner for name in _literals(each)]
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a plain value can be what an annotation says. Whole numbers are numbers, true and false are not; what
+    cannot be told fits."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each) for each in inner)
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in inner)
+    if kind in (None, NoneType):
+        return value is None
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (int, bool, str):
+        return type(value) is kind
+    kind = origin or kind
+    if kind in (Any, object) or not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    if issubclass(kind, PathLike) or kind is PathLike:
+        return isinstance(value, str)
+    if issubclass(kind, Mapping):
+        return isinstance(value, Mapping)
+    if kind in (tuple, list) or issubclass(list, kind):
+        if not isinstance(value, list):
+            return False
+        if kind is tuple and inner and inner[-1] is not ...:
+            return len(value) == len(inner) and all(map(fits, value, inner))
+        return not inner or all(fits(each, inner[0]) for each in value)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return issubclass(locate(value["_target_"], TRAINING), kind)
+    return isinstance(value, kind) or issubclass(kind, Enum)
+
+
+WORDS = {int: "a whole number (int)", float: "a number (float)", bool: "true or false (bool)", str: "text (str)"}
+
+
+def _described(kind: Any) -> str:
+    """What a field takes, in words."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    names = dict.fromkeys(shown(name) for each in kinds if get_origin(each) is Literal for name in get_args(each))
+    said = [f"one of {', '.join(names)}"] if names else []
+    for each in kinds:
+        origin, inner = get_origin(each), get_args(each)
+        each = origin or each
+        if each in WORDS:
+            said.append(WORDS[each])
+        elif not isinstance(each, type) or each is NoneType:
+            continue
+        elif issubclass(each, PathLike) or each is PathLike:
+            said.append(WORDS[str])
+        elif issubclass(each, Mapping):
+            said.append("a mapping")
+        elif each in (tuple, list) or issubclass(list, each):
+            of = f" of {len(inner)}" if each is tuple and inner[-1:] != (...,) else ""
+            said.append(f"a list{of}, each item {_described(inner[0])}," if inner else "a list")
+        elif each.__module__.startswith("src."):
+            said.append(f"a part with its own _target_, a {each.__name__},")
+    if NoneType in kinds or None in kinds:
+        said.append("null")
+    return " or ".join(dict.fromkeys(said)) or "another value"
+
+
+# ------------------------------------------------------------------ parts that work together
+
+
+def _check_data(data: Mapping[str, Any], here: bool) -> None:
+    if missing := [name for name in _plain_fields("data")[0] if name not in data]:
+        raise ConfigError(f"data.{missing[0]} is missing: give it a value, or null")
+    check_fields(data)
+    if here and not data["make"]:  # what is made on first use need not be there
+        root = Path(data["root"])
+        if not root.is_dir():
+            raise ConfigError(
+                f"data.root={root}: no such folder; give the one that image paths and TSVs are relative to"
+            )
+        for name in (*SPLITS, "nouns"):
+            if data[name] and not (root / data[name]).is_file():
+                raise ConfigError(f"data.{name}={data[name]}: no such file; {root / data[name]} is looked for")
+
+
+def _check_training(config: Mapping[str, Any], here: bool) -> None:
+    at_least(0, "", seed=config["seed"])
+    _check_data(config["data"], here)
+    if not config["data"]["train"]:
+        raise ConfigError("data.train is not set: the vocabulary is built from the training captions")
+    if not config["data"]["val"] and config["data"]["split"] is None:
+        raise ConfigError(NO_VALIDATION)
+    tokenizer, _ = instantiate(config["tokenizer"]), instantiate(config["transform"])
+    make = config["data"]["make"]
+    if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
+        raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
+    for part in ("objective", "generation"):
+        _construct(part, config[part])
+    _check_model(config, here)
+    optimizer = _construct("optimizer", config["optimizer"], params=[nn.Parameter(torch.zeros(1))])
+    if config.get("scheduler"):
+        _construct("scheduler", config["scheduler"], optimizer=optimizer, total_steps=10)
+    for name, part in (config.get("callbacks") or {}).items():
+        if part:
+            _check_kind(f"callbacks.{name}", part, Callback)
+            _construct(f"callbacks.{name}", part)
+            _check_monitor(f"callbacks.{name}", part, config, here)
+    for name, part in (config.get("logger") or {}).items():
+        if part:  # not constructed: a logger may begin to write
+            _check_kind(f"logger.{name}", part, Logger)
+            package = getattr(locate(part["_target_"], TRAINING), "package", None)
+            if here and package and importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"logger.{name} needs {package}: `pip install {package}` first, or choose logger=default"
+                )
+    if config["ckpt"] not in (None, "last") and here and not Path(config["ckpt"]).exists():
+        raise ConfigError(f"ckpt={config['ckpt']}: no such file; give `last` or a checkpoint's path")
+    if here:
+        _check_trainer(config)
+
+
+def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
+    at_least(0, "", pictures=config["pictures"])
+    at_least(1, "", limit=config["limit"])
+    if here and not Path(config["model"]).exists():
+        raise ConfigError(
+            f"model={config['model']}: no such file or directory; give a bundle/ directory or a .ckpt file"
+        )
+    if config.get("generation"):
+        _construct("generation", config["generation"])
+    data, split = config["data"], config["split"]
+    _check_data(data, here)
+    if data["split"] is None and not data[split]:
+        given = ", ".join(name for name in SPLITS if data[name])
+        raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")
+    if config["device"] is not None:
+        kind = str(config["device"]).partition(":")[0]
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if kind not in there or (here and not there[kind]):
+            raise ConfigError(
+                f"device={config['device']}: choose one of {', '.join(k for k in there if there[k])}, or null"
+            )
+
+
+def _check_kind(path: str, node: Any, kind: type) -> None:
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ConfigError(f"{path}={shown(node)}: a part with its own _target_, a {kind.__name__}, or null is wanted")
+    if not issubclass(locate(node["_target_"], TRAINING), kind):
+        raise ConfigError(f"{path}._target_={node['_target_']}: a {kind.__name__} is wanted")
+
+
+def _check_model(config: Mapping[str, Any], here: bool) -> None:
+    """Build the model and show it a picture, both without memory or weights, on the `meta` device."""
+    encoder = copy.deepcopy(config["encoder"])
+    _without_weights("encoder", encoder, here)
+    size = config["transform"].get("size", 224)
+    try:
+        with torch.device("meta"), torch.no_grad(), _quiet():
+            model = build({**config, "encoder": encoder}, Vocabulary.build([["word"]], min_count=1)).eval()
+            model.memory(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            freeze(model, config["freeze"])
+    except TypeError as error:
+        raise ConfigError(_keyed("encoder.backbone", config["encoder"].get("backbone", {}), error)) from error
+    except (AssertionError, RuntimeError) as error:
+        if "meta" in str(error).lower():  # a network that cannot be built without memory: its turn comes later
+            return
+        raise ConfigError(f"encoder with transform.size={size}: {_line(error)}") from error
+
+
+def _without_weights(path: str, node: dict[str, Any], here: bool) -> None:
+    """Let no backbone in a part of the configuration read its weights; a file must be there."""
+    weights = node.get("weights")
+    if isinstance(weights, str) and weights not in ("auto", "imagenet", "random"):
+        is_path = "/" in weights or Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors")
+        if here and is_path and not Path(weights).is_file():
+            raise ConfigError(
+                f"{path}.weights={weights}: no such file; give a state dict's path, or auto, imagenet or random"
+            )
+        node["weights"] = "random"
+    elif weights and "_target_" in node and issubclass(locate(node["_target_"]), PretrainedBackbone):
+        node["weights"] = "random"
+    for name, value in node.items():
+        if isinstance(value, dict):
+            _without_weights(f"{path}.{name}", value, here)
+
+
+def _check_monitor(path: str, node: Mapping[str, Any], config: Mapping[str, Any], here: bool) -> None:
+    """A callback waits for a score under the name that validation gives it, and for one that is computed."""
+    monitor, metrics = node.get("monitor"), config["validation_metrics"]
+    if monitor is None:
+        return
+    scores, logged = [f"val/{name}" for name in metrics], [f"val/{name}" for name in LOGGED]
+    choices = ", ".join([*scores, "val/loss"])
+    if monitor not in (*scores, *logged):
+        if monitor.removeprefix("val/") in METRICS and monitor.startswith("val/"):
+            raise ConfigError(
+                f"{path}.monitor={monitor}: validation_metrics={shown(metrics)} does not compute it; add it there, or "
+                f"choose one of {choices}"
+            )
+        name = monitor if "/" in monitor else f"val/{monitor}"
+        if guess := help.meant(name, [*scores, *(f"val/{metric}" for metric in METRICS)]):
+            raise ConfigError(f"{path}.monitor={monitor}: no such score; choose one of {choices}{guess}")
+    if monitor.endswith(("loss", "cross_entropy")) and node.get("mode", "min") == "max":
+        raise ConfigError(f"{path}.mode=max: {monitor} is better where it is lower; set {path}.mode=min")
+    if monitor == "val/METEOR" and here and find_java() is None:
+        raise ConfigError(f"{path}.monitor=val/METEOR needs Java, and none was found; {INSTALL_JAVA}")
+
+
+def _check_trainer(config: Mapping[str, Any]) -> None:
+    """Make Lightning's Trainer once, for what it refuses: devices that are not there, strategies, limits."""
+    at_least(
+        1, "trainer", accumulate_grad_batches=config["trainer"].get("accumulate_grad_batches")
+    )  # Lightning takes 0
+    # `deterministic` and `benchmark` would change this whole process, the later jobs of a sweep too.
+    options = {name: value for name, value in config["trainer"].items() if name not in ("deterministic", "benchmark")}
+    options["precision"] = precision(options.get("precision", "auto"), device())
+
+    def make(**given: Any) -> lightning.Trainer:
+        return lightning.Trainer(**given, logger=False, use_distributed_sampler=False, num_sanity_val_steps=0)
+
+    with _quiet():
+        try:
+            trainer = make(**options)
+        except REFUSALS as error:
+            message = _keyed("trainer", options, error, make)
+            if message.startswith("trainer.accelerator="):
+                message += f" (choose {', '.join(dict.fromkeys(['auto', 'cpu', device().replace('cuda', 'gpu')]))})"
+            raise ConfigError(message) from error
+    if config.get("scheduler") and trainer.max_epochs == trainer.max_steps == -1:
+        raise ConfigError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# ------------------------------------------------------------------ what a constructor says
+
+
+def _construct(path: str, node: Mapping[str, Any], **given: Any) -> Any:
+    def make(**fields: Any) -> Any:
+        return instantiate({"_target_": node["_target_"], **fields}, TRAINING, **given)
+
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    try:
+        return make(**options)
+    except REFUSALS as error:
+        raise ConfigError(_keyed(path, node, error, make)) from error
+
+
+def _keyed(path: str, node: Mapping[str, Any], error: Exception, make: Callable[..., Any] | None = None) -> str:
+    """What a constructor refused, with the field that it is about: the one without which there is no complaint."""
+    message = _line(error)
+    if found := re.search(r"unexpected keyword argument '(\w+)'", message):
+        target = locate(node["_target_"], TRAINING) if "_target_" in node else None
+        return no_field(path, found[1], _listed(target, node, found[1]))
+    if f"{path}." in message or isinstance(error, ConfigError):
+        return message
+    options = {name: value for name, value in node.items() if name != "_target_"}
+    for name in options if make else ():
+        try:
+            make(**{key: value for key, value in options.items() if key != name})  # type: ignore[misc]
+        except Exception:
+            continue
+        return f"{path}.{name}={shown(options[name])}: {message}"
+    return f"{path}: {message}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
