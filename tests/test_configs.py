@@ -35,6 +35,7 @@ def tiny(shapes: Path, folder: Path) -> list[str]:
         "data.train=train.tsv",
         "data.val=val.tsv",
         "data.test=test.tsv",
+        "data.split=null",
         "data.nouns=nouns.json",
         "data.min_count=1",
         f"data.cache_dir={folder / 'cache'}",

@@ -39,9 +39,17 @@ def identify(arguments: list[str]) -> str:
     return " ".join(arguments)[:80]
 
 
+@pytest.fixture
+def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    save_bundle(tmp_path / "bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    return tmp_path / "bundle"
+
+
 @pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
-def test_training_commands(arguments, shapes, tmp_path, monkeypatch):
+def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    arguments = [f"init={bundle}" if a.startswith("init=") else a for a in arguments]
     swept = [re.sub(r"=([^\[,]+),.*", r"=\1", a) for a in arguments if a != "-m"]  # one job of a sweep
     mine = [a for a in swept if a.split("=")[0] not in ("data", "data.root", "data.train", "data.split", "data.val")]
     mine = [a for a in mine if a.split("=")[0] not in ("data.test", "data.make.language", "ckpt")]
@@ -49,13 +57,6 @@ def test_training_commands(arguments, shapes, tmp_path, monkeypatch):
     train(composed([*mine, *tiny(shapes, tmp_path), *extra]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "config.yaml").exists()
     composed(arguments if "-m" not in arguments else swept)  # and as it stands
-
-
-@pytest.fixture
-def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
-    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
-    save_bundle(tmp_path / "bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
-    return tmp_path / "bundle"
 
 
 @pytest.mark.parametrize("arguments", commands("src.evaluate"), ids=identify)
