@@ -97,7 +97,7 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
     try:
         (_check_training if command == "train" else _check_evaluation)(config, here)
     except ValueError as error:  # of the parts' own constructors too
-        message = _line(error)
+        message = one_line(error)
         for path, target in _targets(config):
             message = message.replace(f"{target}:", f"{path}:")  # a user knows the part by its place
         raise ConfigError(message) from error
@@ -322,6 +322,11 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     for part in ("objective", "generation"):
         _construct(part, config[part])
     _check_model(config, here)
+    last, unfreeze = config["trainer"].get("max_epochs"), config["encoder"].get("unfreeze_epoch") or 0
+    if isinstance(last, int) and 0 < last <= unfreeze:
+        raise ConfigError(
+            f"encoder.unfreeze_epoch={unfreeze}: trainer.max_epochs={last} ends before; give one from 0 to {last - 1}"
+        )
     optimizer = _construct("optimizer", config["optimizer"], params=[nn.Parameter(torch.zeros(1))])
     if config.get("scheduler"):
         _construct("scheduler", config["scheduler"], optimizer=optimizer, total_steps=10)
@@ -389,7 +394,7 @@ def _check_model(config: Mapping[str, Any], here: bool) -> None:
     except (AssertionError, RuntimeError) as error:
         if "meta" in str(error).lower():  # a network that cannot be built without memory: its turn comes later
             return
-        raise ConfigError(f"encoder with transform.size={size}: {_line(error)}") from error
+        raise ConfigError(f"encoder with transform.size={size}: {one_line(error)}") from error
 
 
 def _without_weights(path: str, node: dict[str, Any], here: bool) -> None:
@@ -483,7 +488,7 @@ def _construct(path: str, node: Mapping[str, Any], **given: Any) -> Any:
 
 def _keyed(path: str, node: Mapping[str, Any], error: Exception, make: Callable[..., Any] | None = None) -> str:
     """What a constructor refused, with the field that it is about: the one without which there is no complaint."""
-    message = _line(error)
+    message = one_line(error)
     if found := re.search(r"unexpected keyword argument '(\w+)'", message):
         target = locate(node["_target_"], TRAINING) if "_target_" in node else None
         return no_field(path, found[1], _listed(target, node, found[1]))
@@ -499,5 +504,7 @@ def _keyed(path: str, node: Mapping[str, Any], error: Exception, make: Callable[
     return f"{path}: {message}"
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def one_line(error: BaseException) -> str:
+    """An error's message on one line."""
+    text = f"{error}: {error.__cause__}" if error.__cause__ and not str(error) else str(error)
+    return " ".join(text.split())

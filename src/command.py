@@ -25,10 +25,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src import help
-from src.check import OPTIONAL, check, unknown
+from src.check import OPTIONAL, check, one_line, unknown
 from src.config import CONF, given_fields, plain
 from src.initial import started
 from src.model import ConfigError
+from src.runs import flat
 
 WHOLE_GRID = 16
 """A sweep of no more jobs than these is checked job by job; of a larger one, each value once."""
@@ -55,7 +56,7 @@ def command(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             except ValueError as error:  # Hydra's own are on flags that exclude each other
                 if os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
-                sys.exit(f"error: {_line(error)}")
+                sys.exit(f"error: {one_line(error)}")
 
         return wrapped
 
@@ -174,7 +175,7 @@ def _composed(hydra: Hydra, primary: str, lines: list[str]) -> DictConfig:
         return hydra.compose_config(primary, lines, run_mode=RunMode.RUN, with_log_configuration=False)
     except Exception as error:  # Hydra and OmegaConf raise many kinds; all mean the same to the user
         overrides = [_parsed(line, hydra) for line in lines]
-        raise ConfigError(_what_is_wrong(hydra, primary, overrides) or _line(error)) from error
+        raise ConfigError(_what_is_wrong(hydra, primary, overrides) or one_line(error)) from error
 
 
 def _what_is_wrong(hydra: Hydra, primary: str, overrides: list[Override]) -> str | None:
@@ -250,7 +251,7 @@ def _resolved(config: DictConfig, primary: str) -> dict[str, Any]:
     choices = {str(group): choice for group, choice in config.hydra.runtime.choices.items()}
     with open_dict(config):
         del config["hydra"]
-    fields = help.flat(plain(config, resolve=False))
+    fields = flat(plain(config, resolve=False))
     for field in sorted(fields, key=lambda field: field.count(".")):
         try:
             OmegaConf.select(config, field, throw_on_missing=True)
@@ -260,8 +261,3 @@ def _resolved(config: DictConfig, primary: str) -> dict[str, Any]:
         except OmegaConfBaseException as error:
             raise ConfigError(f"{field}={fields[field]}: {str(error).splitlines()[0]}") from error
     return plain(config)
-
-
-def _line(error: BaseException) -> str:
-    text = f"{error}: {error.__cause__}" if error.__cause__ and not str(error) else str(error)
-    return " ".join(text.split())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
@@ -73,7 +74,7 @@ def run_name() -> str:
         return "unnamed"
     hydra = HydraConfig.get()
     choices = hydra.runtime.choices
-    base = str(choices.get("experiments") or choices.get("data") or "run")
+    base = "+".join(recipes()) or str(choices.get("data") or "run")
     parts = []
     for override in sorted(plain(hydra.overrides.task, resolve=False)):  # `run_dir=…/${name}` asks for this very name
         key, _, value = override.lstrip("+~").partition("=")
@@ -89,19 +90,32 @@ def run_name() -> str:
 
 
 def path_name(value: str) -> str:
-    """A path in few words: its last part, or of a run's bundle/ the run's folder; what is no path, as it is."""
-    return Path(value.removesuffix("/").removesuffix("/bundle")).name if "/" in value else value
+    """A path in one word, another for each place: its parts but `runs`, `bundle` and `checkpoints`, joined by hyphens;
+    what is no path, as it is."""
+    parts = [part for part in Path(value).parts if part not in ("/", "..", "runs", "bundle", "checkpoints")]
+    return "-".join(parts) if "/" in value else value
+
+
+def recipes() -> list[str]:
+    """The `experiments=` of this call, in order."""
+    overrides = plain(HydraConfig.get().overrides.task, resolve=False)
+    chosen = [override for override in overrides if re.match(r"\+?experiments=", override)]
+    return re.findall(r"[^\s,\[\]'\"]+", chosen[-1].partition("=")[2]) if chosen else []
 
 
 def given_fields() -> set[str]:
     """What the command line and the recipe set: groups (`encoder`) and dotted fields (`encoder.frozen`)."""
     if not HydraConfig.initialized():
         return set()
-    hydra = HydraConfig.get()
-    given = {override.lstrip("+~").partition("=")[0] for override in hydra.overrides.task}
-    recipe = hydra.runtime.choices.get("experiments")
-    if recipe:
-        content: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "experiments" / f"{recipe}.yaml"))
+    given = set()
+    for override in plain(HydraConfig.get().overrides.task, resolve=False):
+        key, _, value = override.lstrip("+~").partition("=")
+        given |= set(flat({key: yaml.safe_load(value)})) if value.startswith("{") else {key}
+    for recipe in recipes():
+        path = ROOT / "experiments" / f"{recipe}.yaml"
+        if not path.exists():  # from --config-dir
+            continue
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
         chosen = [name for entry in content.pop("defaults", []) if isinstance(entry, dict) for name in entry]
         given |= {name.removeprefix("override ").strip("/ ") for name in chosen}
         given |= set(flat(content))
@@ -144,7 +158,7 @@ def plain(config: Any, resolve: bool = True) -> Any:
 def precision(wanted: str, device: str) -> str:
     """Lightning's precision for `auto`: bf16 where the hardware has it, fp16 on older GPUs, else float32."""
     if wanted != "auto":
-        return wanted
+        return {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}.get(str(wanted), wanted)
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     if device == "cpu":

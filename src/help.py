@@ -11,6 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from src.config import CONF, ROOT
+from src.runs import flat
 
 WIDTH = 110
 
@@ -126,14 +127,6 @@ def meant(word: str, names: Iterable[str]) -> str:
     lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.6)
     return f" (did you mean {lower[close[0]]}?)" if close else ""
-
-
-def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings → dotted fields."""
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
 
 
 def _table(rows: dict[str, str], indent: int) -> list[str]:

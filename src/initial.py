@@ -2,16 +2,16 @@
 
 import copy
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from src.bundle import PARTS, Saved, read_saved
+from src.bundle import PARTS, Saved, read_saved, without_weights
 from src.data.vocabulary import SPECIALS, Vocabulary
-from src.model import CaptioningModel, ConfigError
+from src.model import CaptioningModel, ConfigError, build
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,9 @@ def started(config: dict[str, Any], given: Collection[str]) -> tuple[dict[str, A
     if not config.get("init"):
         return config, None
     start = read_saved(Path(config["init"]))
-    return adopt(config, start.config, given), start
+    adopted = adopt(config, start.config, given)
+    check_fits(adopted, start)
+    return adopted, start
 
 
 def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -47,6 +49,8 @@ def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection
         ConfigError: another kind of part than the captioner has.
     """
     adopted = dict(config)
+    if weights := [field for field in given if field.endswith(".weights")]:
+        raise ConfigError(f"init={config['init']} brings the encoder's weights: leave {weights[0]} out")
     for part in PARTS:
         own, its = config.get(part), start.get(part)
         if part in given and part in FREE:
@@ -104,26 +108,27 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
         raise ConfigError(f"init={name}: the vocabulary does not begin with the captioner's words")
     own = model.state_dict()
     misfits = [key for key in start.state if key not in own]
+    filled: dict[int, str] = {}  # tied tensors are one memory
     with torch.no_grad():
         for key, value in start.state.items():
             if key in misfits:
                 continue
             target = own[key]
-            if target.shape == value.shape:
+            first = filled.setdefault(target.data_ptr(), key)
+            if first != key and not torch.equal(start.state[first], value):
+                misfits.append(f"{first} and {key} differ, and here they are tied")
+            elif target.shape == value.shape:
                 target.copy_(value)
             elif target.shape[:1] + value.shape[:1] == (words, known) and target.shape[1:] == value.shape[1:]:
                 target.copy_(_with_new_rows(value, words))
             else:
                 misfits.append(f"{key} {tuple(value.shape)} into {tuple(target.shape)}")
-    filled = {own[key].data_ptr() for key in start.state if key in own}
     misfits += [f"{key} is not there" for key, tensor in own.items() if tensor.data_ptr() not in filled]
     if misfits:
-        raise ConfigError(
-            f"init={name}: {len(misfits)} of its weights do not fit this run's settings (first: {misfits[0]}): leave "
-            "out what changes the sizes of encoder, embedding, attention or decoder"
-        )
+        raise _misfit(name, misfits)
     first = start.config["provenance"].get("encoder_weights", "unknown")
     model.encoder.backbone.weights_used = f"init={name} ({first})"
+    model.encoder.train(model.encoder.training)  # its batch norm has loaded statistics now
     seen = sum(vocabulary.counts[i] > start.vocabulary.counts[i] for i in range(len(SPECIALS), known))
     log.info(
         "init=%s: %s words kept, of which %s occur in these captions; %s added, which start at the mean of the others",
@@ -131,6 +136,33 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
         f"{known - len(SPECIALS):,}",
         f"{seen:,}",
         f"{words - known:,}",
+    )
+
+
+def check_fits(config: Mapping[str, Any], start: Saved) -> None:
+    """Refuse settings of a run that give its model other weights than its start has, before any work.
+
+    Raises:
+        ConfigError: as `initialise`.
+    """
+    try:
+        with torch.device("meta"):
+            own = build(without_weights(dict(config)), start.vocabulary).state_dict()
+    except (NotImplementedError, RuntimeError):  # a network that cannot be built without memory: its turn comes later
+        return
+    misfits = [
+        f"{key} {tuple(value.shape)}" + (f" into {tuple(own[key].shape)}" if key in own else " has no place")
+        for key, value in start.state.items()
+        if key not in own or own[key].shape != value.shape
+    ]
+    if misfits:
+        raise _misfit(config["init"], misfits)
+
+
+def _misfit(name: str, misfits: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"init={name}: {len(misfits)} of its weights do not fit this run's settings (first: {misfits[0]}): leave out "
+        "what changes encoder, embedding, attention or decoder"
     )
 
 
@@ -153,6 +185,8 @@ def freeze(model: CaptioningModel, names: Collection[str]) -> None:
     """
     parts = dict(model.named_modules())
     for name in names:
+        if name == "encoder" or f"{name}.".startswith("encoder.backbone."):
+            raise ConfigError(f"freeze={name}: encoder.frozen=true does that, and caches what the backbone says")
         if name not in parts or not list(parts[name].parameters()):
             choices = [f"decoder.{key}" for key, part in model.decoder.named_children() if list(part.parameters())]
             raise ConfigError(f"freeze={name}: no such part; the decoder's are {', '.join(choices)}")

@@ -17,24 +17,29 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from joblib import cpu_count
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from src.config import NOT_IN_NAME, called, given_fields, plain
 from src.files import write_atomically
 from src.initial import started
-from src.runs import SCORES, Row, csv_table, flat, in_order, markdown_table, read_run, run_folder, sentence, text_table
+from src.runs import (
+    SCORES,
+    STATUS,
+    Row,
+    csv_table,
+    flat,
+    in_order,
+    markdown_table,
+    read_run,
+    run_folder,
+    sentence,
+    text_table,
+)
 
 log = logging.getLogger(__name__)
 
 NOTE = "job.json"
 """In each job's folder of the sweep: its run, overrides, state, score and error."""
-
-LEARNED = (
-    *("seed", "data", "transform", "tokenizer", "encoder", "embedding", "attention", "decoder"),
-    *("objective", "generation", "optimizer", "scheduler", "trainer"),
-)
-"""The parts of a config that decide what is learned; NOT_IN_NAME are the exceptions."""
-
 
 # ---------------------------------------------------------------- a job
 
@@ -66,8 +71,9 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
         note["run"] = str(run)
         _write(folder, note)
         keep_to_share(config, hydra.job.num, hydra.launcher.get("n_jobs", 1))
+        keep_to_one_process(config, hydra.launcher._target_)
         if take_up(config, run):
-            note |= {"state": "reused", "score": json.loads((run / "status.json").read_text()).get("best")}
+            note |= {"state": "reused", "score": json.loads((run / STATUS).read_text()).get("best")}
             log.info("%s is finished already", run)
         else:
             note |= {"score": main(config), "state": "finished"}
@@ -110,6 +116,28 @@ def keep_to_share(config: DictConfig, job: int, jobs: int) -> None:
         config.trainer.devices = [job % gpus]
 
 
+def keep_to_one_process(config: DictConfig, launcher: str) -> None:
+    """A job that is a call of a function here is one process: the processes that Lightning starts for further devices
+    would each call the whole sweep. Launchers of clusters start each job's processes themselves.
+
+    Raises:
+        ValueError: the job asks for several devices.
+    """
+    if "Submitit" in launcher:
+        return
+    devices, several = config.trainer.devices, torch.cuda.device_count() > 1
+    if devices == "auto":
+        config.trainer.devices = 1 if several else devices
+        return
+    counted = len([d for d in devices.split(",") if d]) if isinstance(devices, str) and "," in devices else devices
+    number = len(counted) if isinstance(counted, ListConfig) else int(counted)
+    if number > 1 or (number == -1 and several) or config.trainer.get("num_nodes", 1) > 1:
+        raise ValueError(
+            f"trainer.devices={devices} in a sweep: its jobs have one device each (hydra/launcher=parallel takes turns "
+            "on the GPUs); call trainings of several devices one by one"
+        )
+
+
 def take_up(config: DictConfig, run: Path) -> bool:
     """Whether `run` has been trained to the end, with all that is to be evaluated; one that was stopped is set to go on
     from its last checkpoint.
@@ -124,14 +152,15 @@ def take_up(config: DictConfig, run: Path) -> bool:
         return False
     wanted, _ = started(plain(config), given_fields())
     found = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    mine, its = (flat({part: c[part] for part in LEARNED if part in c}) for c in (wanted, found))
-    for key in mine.keys() & its.keys() - NOT_IN_NAME:
-        if mine[key] != its[key]:
+    mine, its = (flat({part: c[part] for part in c if part != "logger"}) for c in (wanted, found))
+    for key in sorted((mine.keys() | its.keys()) - NOT_IN_NAME):
+        if mine.get(key) != its.get(key):
             raise ValueError(
-                f"{run} holds a training with {key}={its[key]}, not {mine[key]}: choose another name, or overwrite=true"
+                f"{run} holds a training with {key}={its.get(key)}, not {mine.get(key)}: choose another name, or "
+                "overwrite=true"
             )
     config.ckpt = "last"
-    status = run / "status.json"
+    status = run / STATUS
     finished = status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "finished"
     return finished and set(wanted["evaluate_splits"] or ()) <= set(found["evaluate_splits"] or ())
 

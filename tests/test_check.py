@@ -160,7 +160,13 @@ def test_what_a_sweepers_own_configuration_varies_is_checked_too(refused, tmp_pa
         ("~attention", "choose attention=additive or attention=dot"),
         ("encoder=cnn transform.size=16", "pictures of 16 pixels vanish in 5 halvings"),
         ("encoder=cnn encoder.backbone.weights=imagenet", "has no published weights; use random or a file"),
-        ("callbacks.checkpoint.monitor=val/METEOR", "choose one of val/Bleu_4, val/CIDEr, val/loss"),
+        ("callbacks.checkpoint.monitor=val/METEOR", "val/Bleu_4, val/ROUGE_L, val/CIDEr, val/loss"),
+        ("encoder.frozen=2 encoder.unfreeze_epoch=12", "encoder.unfreeze_epoch=12: trainer.max_epochs=12 ends before"),
+        ("encoder.frozen=2 encoder.learning_rate=-1", "encoder.learning_rate=-1: at least 0"),
+        ("encoder.pool=true", "choose decoder=lstm, or give the encoder a grid (encoder.pool=false"),
+        ("init_vocabulary=grow", "one of extend, keep is wanted"),
+        ("freeze=[decoder.none]", "freeze=decoder.none: no such part; the decoder's are decoder.embedding"),
+        ("freeze=[encoder.backbone]", "encoder.frozen=true does that"),
         ("callbacks.early_stopping.monitor=val/CIDER", "callbacks.early_stopping.monitor=val/CIDER: no such score"),
         ("callbacks.early_stopping.monitor=CIDEr", "(did you mean val/CIDEr?)"),
         ("callbacks.checkpoint.monitor=val/loss", "set callbacks.checkpoint.mode=min"),
@@ -222,7 +228,7 @@ def test_a_logger_whose_package_is_not_there(refused, monkeypatch):
 def test_a_runs_folder_may_be_named_after_it(monkeypatch, shapes, tmp_path):
     seen = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train", seen.append)
+    monkeypatch.setattr(train, "train", lambda config, given: seen.append(config))
     data = [word.replace("DATA", str(shapes)) for word in WHERE]
     monkeypatch.setattr(sys, "argv", ["command", *data, f"run_dir={tmp_path}/${{name}}"])
     train.main()

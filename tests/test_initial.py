@@ -94,7 +94,6 @@ def test_parts_come_from_the_start_and_given_fields_from_the_user(vocabulary, tm
     assert taken["encoder"] == {**start["encoder"], "frozen": 1, "learning_rate": 1e-4}
     assert taken["transform"]["fit"] == "letterbox", "the user's own"
     assert adopt(config, start, {"init"})["encoder"]["frozen"] == 2
-    assert adopt(config, start, {"encoder.backbone.weights"})["encoder"]["backbone"]["weights"] == "auto"
     assert start["encoder"]["frozen"] == 2, "the captioner's own config is not touched"
 
 
@@ -113,10 +112,35 @@ def test_frozen_parts_do_not_learn_and_unknown_ones_are_refused(tiny_model):
         freeze(tiny_model, ["decoder.lstmm"])
 
 
-def test_names():
-    assert [path_name(p) for p in ("runs/a/first/bundle", "runs/x/last.ckpt", "runs/b/", "0.5")] == [
-        *("first", "last.ckpt", "b", "0.5")
-    ]
+def test_each_start_has_a_name_of_its_own():
+    paths = ("runs/a/first/bundle", "runs/a/first", "runs/b/first", "runs/a/checkpoints/best.ckpt", "runs/b/", "0.5")
+    assert [path_name(p) for p in paths] == ["a-first", "a-first", "b-first", "a-best.ckpt", "b", "0.5"]
+
+
+def test_loaded_statistics_of_batch_norm_stay(vocabulary, tmp_path):
+    start = read_saved(saved(tmp_path / "bundle", vocabulary))
+    model = build(tiny_config(encoder__frozen=1), vocabulary).train()
+    norms = [m for m in model.encoder.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m.training for m in norms] == [False, True, True]
+    initialise(model, vocabulary, start, "there")
+    assert [m.training for m in norms] == [False, False, False]
+    assert model.decoder.training
+
+
+def test_an_untied_start_does_not_fit_tied_words(vocabulary, tmp_path):
+    start = read_saved(saved(tmp_path / "bundle", vocabulary))
+    with pytest.raises(ValueError, match="decoder.classifier.weight and .* differ, and here they are tied"):
+        initialise(build(tiny_config(decoder__tied=True), vocabulary), vocabulary, start, "there")
+
+
+def test_what_does_not_fit_is_refused_before_any_work(vocabulary, shapes, tmp_path):
+    path = saved(tmp_path / "bundle", vocabulary)
+    wider = composed([f"init={path}", "decoder.hidden=20", *tiny(shapes, tmp_path)])
+    with pytest.raises(ValueError, match="of its weights do not fit this run's settings"):
+        train(wider, {"decoder.hidden"})
+    with pytest.raises(ValueError, match="brings the encoder's weights: leave encoder.backbone.weights out"):
+        train(wider, {"encoder.backbone.weights"})
+    assert not (tmp_path / "run.fast_dev_run").exists()
 
 
 @pytest.mark.parametrize("vocabulary_rule", ["extend", "keep"])
@@ -130,7 +154,8 @@ def test_a_run_from_a_bundle_or_a_checkpoint(vocabulary_rule, shapes, tmp_path, 
         "embedding.size=24",
         "attention.width=16",
     ]
-    real = ["data.test=null", "trainer.fast_dev_run=false", "trainer.max_epochs=1", "logger=csv", "evaluate_splits=[]"]
+    real = ["data.test=null", "data.nouns=null", "trainer.fast_dev_run=false", "trainer.max_epochs=1", "logger=csv"]
+    real += ["evaluate_splits=[]"]
     base = [*tiny(shapes, tmp_path), *real, "generation=greedy"]
     train(composed([*base, *small]))
     root = tmp_path / "other"
@@ -168,5 +193,3 @@ def test_a_start_that_is_not_there_is_named(shapes, tmp_path):
         ValueError, match="nowhere: no such file or directory; give a bundle/ directory or a .ckpt file"
     ):
         train(composed([f"init={tmp_path / 'nowhere'}", *tiny(shapes, tmp_path)]))
-    with pytest.raises(ValueError, match="init_vocabulary=grow: choose extend or keep"):
-        train(composed([f"init={tmp_path}", "init_vocabulary=grow", *tiny(shapes, tmp_path)]))

@@ -75,6 +75,8 @@ def test_caption_commands(arguments, bundle, shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data").symlink_to(shapes)
     (tmp_path / "my_data_photos").symlink_to(shapes / "images")
+    (tmp_path / "data" / "scenes").mkdir(parents=True)
+    (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
     arguments = [a.replace("my_data/photos", "my_data_photos") for a in arguments]
     arguments[arguments.index("--model") + 1] = str(bundle)
     assert caption.main(arguments) == 0

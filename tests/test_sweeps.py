@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 from omegaconf import OmegaConf
 
 from hydra_plugins import captionary
@@ -37,14 +36,21 @@ def call(*arguments: str, expect: int = 0) -> str:
 @pytest.fixture(scope="module")
 def settings(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweeps")
+    root = folder / "shapes"
+    root.mkdir()
+    (root / "images").symlink_to(shapes / "images")
+    for name in ("train.tsv", "val.tsv"):
+        (root / name).write_text((shapes / name).read_text())
+    (root / "damaged.tsv").write_text((shapes / "train.tsv").read_text() + "damaged.jpg\tA damaged picture.\n")
+    (root / "damaged.jpg").write_bytes(b"not a picture")  # found out when features are computed, not before
     tiny = [
-        *("data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv", "data.min_count=1"),
+        *("data=tsv", f"data.root={root}", "data.train=train.tsv", "data.val=val.tsv", "data.min_count=1"),
         *("data.batch_size=8", f"data.cache_dir={folder / 'cache'}", "data.workers=0", "data.cache_workers=0"),
         *("transform.size=32", "encoder=cnn", "encoder.backbone.channels=[16,32]", "encoder.frozen=true"),
         *("encoder.width=32", "embedding.size=32", "attention.width=32", "decoder.hidden=32", "logger=csv"),
         *("generation=greedy", "trainer.max_epochs=1", "trainer.enable_progress_bar=false"),
         f"run_dir={folder}/${{name}}",
-        "name='${hydra:runtime.choices.decoder}-${optimizer.lr}'",
+        "name='${hydra:runtime.choices.decoder}-${data.train}'",
     ]
     return folder, tiny
 
@@ -54,21 +60,24 @@ def swept(settings):
     """Four jobs, two at once, one of which fails."""
     folder, tiny = settings
     parallel = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder / 'first'}"]
-    jobs = ["decoder=lstm,lstm_attn", "optimizer.lr=0.01,-1"]
+    jobs = ["decoder=lstm,lstm_attn", "data.train=train.tsv,damaged.tsv"]
     return folder, call("-m", "src.train", "-m", *tiny, *parallel, *jobs, expect=1)
 
 
 def test_a_failed_job_does_not_end_the_sweep(swept):
     folder, said = swept
     table = said[said.index("4 jobs, best first") :]
-    assert len(re.findall(r"^lstm(_attn)? +0.01 .* finished$", table, re.M)) == 2
-    assert len(re.findall(r"^lstm(_attn)? +-1 .* failed$", table, re.M)) == 2
-    assert "failed: decoder=lstm optimizer.lr=-1: Invalid learning rate: -1" in table
-    assert "Traceback" not in said and "Traceback" in (folder / "first" / "1" / "train.log").read_text()
-    assert json.loads((folder / "lstm--1" / STATUS).read_text())["error"] == "Invalid learning rate: -1"
-    record = json.loads((folder / "lstm-0.01" / STATUS).read_text())
+    assert len(re.findall(r"^train.tsv +lstm(_attn)? .* finished$", table, re.M)) == 2
+    assert len(re.findall(r"^damaged.tsv +lstm(_attn)? .* failed$", table, re.M)) == 2
+    assert re.search(
+        r"^failed: data.train=damaged.tsv decoder=lstm: .*damaged.jpg: no picture in a format", table, re.M
+    )
+    logs = [log.read_text() for log in (folder / "first").glob("*/train.log")]
+    assert "Traceback" not in said and sum("Traceback" in log for log in logs) == 2
+    assert "damaged.jpg" in json.loads((folder / "lstm-damaged.tsv" / STATUS).read_text())["error"]
+    record = json.loads((folder / "lstm-train.tsv" / STATUS).read_text())
     assert record["state"] == "finished" and record["monitor"] == "val/CIDEr" and record["epochs"] == 1
-    assert "optimizer.lr=0.01" in record["overrides"] and record["choices"]["decoder"] == "lstm"
+    assert "decoder=lstm" in record["overrides"] and record["choices"]["decoder"] == "lstm"
 
 
 def test_the_summary_is_written_too(swept):
@@ -77,7 +86,7 @@ def test_the_summary_is_written_too(swept):
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["finished", "finished", "failed", "failed"]
     assert rows[0]["CIDEr"] and rows[0]["METEOR"] and Path(rows[0]["run"]).name.startswith("lstm")
-    assert (folder / "first" / "summary.md").read_text().startswith("| decoder | optimizer.lr | best |")
+    assert (folder / "first" / "summary.md").read_text().startswith("| data.train | decoder | best |")
 
 
 def test_the_feature_cache_is_built_once_and_cores_are_shared(swept):
@@ -90,15 +99,15 @@ def test_the_feature_cache_is_built_once_and_cores_are_shared(swept):
 
 def test_a_second_call_takes_up_what_is_finished_and_tries_again_what_is_not(swept, settings):
     folder, tiny = settings
-    weights = {run: (run / "bundle/model.safetensors").stat().st_mtime_ns for run in folder.glob("*-0.01")}
-    done = folder / "lstm_attn-0.01" / STATUS
+    weights = {run: (run / "bundle/model.safetensors").stat().st_mtime_ns for run in folder.glob("*-train.tsv")}
+    done = folder / "lstm_attn-train.tsv" / STATUS
     done.write_text(json.dumps(json.loads(done.read_text()) | {"state": "running"}))  # as if it had been killed
-    jobs = ["decoder=lstm,lstm_attn", "optimizer.lr=0.01", f"hydra.sweep.dir={folder / 'second'}"]
+    jobs = ["decoder=lstm,lstm_attn", "data.train=train.tsv", f"hydra.sweep.dir={folder / 'second'}"]
     said = call("-m", "src.train", "-m", *tiny, *jobs)
     table = said[said.index("2 jobs, best first") :]
     assert re.search(r"^lstm .* reused$", table, re.M) and re.search(r"^lstm_attn .* finished$", table, re.M)
     changed = {run.name: (run / "bundle/model.safetensors").stat().st_mtime_ns != weights[run] for run in weights}
-    assert changed == {"lstm-0.01": False, "lstm_attn-0.01": True}
+    assert changed == {"lstm-train.tsv": False, "lstm_attn-train.tsv": True}
 
 
 # ---------------------------------------------------------------- jobs that only pretend to train
@@ -155,7 +164,8 @@ def test_a_killed_process_fails_its_job_and_the_others_go_on(tmp_path):
 def test_how_many_workers(wanted, jobs, gpus, workers, monkeypatch):
     monkeypatch.setattr(captionary, "cpu_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(JoblibLauncher, "launch", lambda self, overrides, first: self.joblib["n_jobs"])
+    base = captionary.ParallelLauncher.__base__  # Hydra's search for plugins may have imported it twice
+    monkeypatch.setattr(base, "launch", lambda self, overrides, first: self.joblib["n_jobs"])
     launcher = captionary.ParallelLauncher(wanted)
     launcher.config = OmegaConf.create({"hydra": {"overrides": {"hydra": []}}})
     assert launcher.launch([["seed=0"]] * jobs, 0) == workers
@@ -210,7 +220,9 @@ def earlier(tmp_path):
     run = tmp_path / "run"
     mine = {
         **{"seed": 0, "overwrite": False, "ckpt": None, "evaluate_splits": ["val"], "logger": None},
-        **{"decoder": {"hidden": 32}, "data": {"root": "x", "workers": 2}, "trainer": {"max_epochs": 2}},
+        **{"decoder": {"hidden": 32}, "data": {"root": "x", "workers": 2}},
+        **{"trainer": {"max_epochs": 2, "devices": 1}, "scheduler": {"warmup": 0.1}, "init": None, "freeze": []},
+        **{"transform": {"size": 32, "augment": None}, "validation_metrics": ["CIDEr", "Bleu_4"]},
     }
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").touch()
@@ -247,6 +259,36 @@ def test_a_run_of_other_settings_is_refused(earlier):
         take_up(mine, run)
     mine.overwrite = True
     assert not take_up(mine, run) and mine.ckpt is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"init_vocabulary": "keep"},
+        {"freeze": ["decoder.embedding"]},
+        {"transform": {"size": 32, "augment": {"flip": 0.5}}},
+        {"scheduler": None},
+        {"callbacks": {"checkpoint": {"monitor": "val/Bleu_4"}}},
+        {"validation_metrics": ["CIDEr"]},
+    ],
+    ids=str,
+)
+def test_whatever_is_learned_otherwise_is_another_run(earlier, change):
+    mine, run = earlier
+    with pytest.raises(ValueError, match=f"holds a training with {next(iter(change))}"):
+        take_up(OmegaConf.merge(mine, OmegaConf.create(change)), run)
+
+
+@pytest.mark.parametrize("devices", [2, "0,1", [0, 1]])
+def test_several_processes_a_job_are_refused(devices):
+    job = config()
+    job.trainer.devices = devices
+    with pytest.raises(ValueError, match="in a sweep: its jobs have one device each"):
+        sweeps.keep_to_one_process(job, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
+    sweeps.keep_to_one_process(job, "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SubmititLauncher")
+    for devices in ("auto", 1, [0], "1", -1):
+        job.trainer.devices = devices
+        sweeps.keep_to_one_process(job, "BasicLauncher")
 
 
 def test_the_table_is_best_first_in_either_direction():

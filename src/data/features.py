@@ -154,7 +154,10 @@ def _build(
     with bar, torch.inference_mode(), torch.autocast(kind, precision, enabled=precision is not None):
         for batch in loader:
             pixels = batch.to(device, memory_format=torch.channels_last)
-            regions = encoder.frozen_regions(pixels).to(torch.float16).cpu().numpy()
+            half = encoder.frozen_regions(pixels).to(torch.float16).cpu()
+            if not torch.isfinite(half).all():
+                raise ValueError("the frozen stages' output overflows half precision: set data.cache=false")
+            regions = half.numpy()
             if rows is None:
                 size = len(images) * regions[0].nbytes
                 free = shutil.disk_usage(partial).free

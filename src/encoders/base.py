@@ -122,6 +122,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         at_least(1, "encoder", width=width)
+        at_least(0, "encoder", learning_rate=learning_rate, unfreeze_epoch=unfreeze_epoch)
         share("encoder", dropout=dropout)
         stages = backbone.stages
         count = len(stages) if frozen is True else int(frozen)
@@ -198,7 +199,8 @@ class Encoder(nn.Module):
             first, x = self.frozen_stages, images.transpose(1, 2).unflatten(2, (side, side))
             x = x.to(self.norm.weight.dtype)
         else:
-            first, x = 0, images.float() / 255 if images.dtype == torch.uint8 else images
+            first, x = 0, images.to(self.norm.weight.dtype)
+            x = x / 255 if images.dtype == torch.uint8 else x
         return self.backbone(x, first, last).flatten(2).transpose(1, 2)
 
     def frozen_regions(self, pixels: Tensor) -> Tensor:
