@@ -1,5 +1,6 @@
 """What every Hydra entry point shares: where configs are found, what a run is called, and plain values from them."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -171,6 +172,16 @@ def precision(wanted: str, device: str) -> str:
 def autocast_dtype(name: str) -> torch.dtype | None:
     """The type that Lightning's precision `name` computes in under autocast; None for full precision."""
     return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(name)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc, where that is what there is, keep what tensors free for the next ones instead of giving it
+    back: else the system clears every page again at every step, a fifth of training's time on a CPU."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        most = 2**31 - 1
+        mallopt(-1, most)  # M_TRIM_THRESHOLD
+        mallopt(-3, most)  # M_MMAP_THRESHOLD
 
 
 def device() -> str:

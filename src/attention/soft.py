@@ -1,7 +1,7 @@
 """Soft attention: a weighted mean of an image's regions. Keys are projected once an image, whatever the number of
 captions, beams and steps that look at it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,36 @@ class Attention(nn.Module):
         return Attended(weights.to(memory.values.dtype) @ memory.values, weights)
 
 
+LIMIT = 40.0
+"""Of twice a key or query, either way, before it is exponentiated: tanh has long been flat there, and no product of two
+overflows."""
+
+
+class _AdditiveScores(torch.autograd.Function):
+    """Σ_a v_a tanh(k_a + q_a) of every query and region, from exp(2k) and exp(2q): tanh(k + q) = 1 - 2 / (1 + exp(2k)
+    exp(2q)). One exponential a key and a query instead of one a pair, and one saved tensor a pair."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, v: Tensor) -> Tensor:
+        """queries (B, Q, A), keys (B, R, A), both exponentiated, v (A,), of one type → scores (B, Q, R)."""
+        r = torch.addcmul(queries.new_ones(()), queries.unsqueeze(2), keys.unsqueeze(1)).reciprocal_()
+        ctx.save_for_backward(queries, keys, v, r)
+        return v.sum() - 2 * (r.flatten(0, 2) @ v.unsqueeze(1)).view(r.shape[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        queries, keys, v, r = ctx.saved_tensors
+        batch, captions, regions, width = r.shape
+        grad_v = grad.sum() - 2 * (grad.reshape(1, -1) @ r.flatten(0, 2)).squeeze(0)
+        slope = torch.addcmul(r, r, r, value=-1)  # d tanh / dx = 4 r (1 - r)
+        grad_queries = (grad.reshape(-1, 1, regions) @ slope.view(-1, regions, width)).view_as(queries)
+        grad_keys = torch.zeros_like(keys)
+        for q in range(captions):
+            grad_keys.addcmul_(grad[:, q].unsqueeze(-1), slope[:, q])
+        # Of k and q, then of their exponentials.
+        return grad_queries * (2 * v) / queries, grad_keys * (2 * v) / keys, grad_v
+
+
 class AdditiveAttention(Attention):
     """v · tanh(W query + U region): Bahdanau et al., 2015 (https://arxiv.org/abs/1409.0473), as Show, Attend and Tell
     uses it (https://arxiv.org/abs/1502.03044).
@@ -74,12 +104,19 @@ class AdditiveAttention(Attention):
         self.query = nn.Linear(query_width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
 
+    @staticmethod
+    def _exponential(x: Tensor) -> Tensor:
+        """exp(2x) in x's own type, but not in half precision, whose range ends at exp(11)."""
+        result = (2 * x.float()).clamp(-LIMIT, LIMIT).exp()
+        return result if x.dtype == torch.float16 else result.to(x.dtype)
+
     def keys(self, grid: Tensor) -> Tensor:
-        return self.key(grid)
+        return self._exponential(self.key(grid))
 
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        compared = torch.tanh(keys.unsqueeze(1) + self.query(query).unsqueeze(2))
-        return self.score(compared).squeeze(-1)
+        queries = self._exponential(self.query(query)).to(keys.dtype)
+        with torch.autocast(keys.device.type, enabled=False):
+            return _AdditiveScores.apply(queries, keys, self.score.weight[0].to(keys.dtype))
 
 
 class DotAttention(Attention):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from src.dropout import Dropout
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
 from src.ranges import share
@@ -37,6 +38,20 @@ def select_beams(state: Tree, parents: Tensor) -> Tree:
         return x.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, (batch, beams))
 
     return map_tensors(pick, state)
+
+
+def rectangles(lengths: Tensor, words: int) -> list[tuple[int, int]]:
+    """For each of the steps 0 … words - 1 the first images and the first captions of an image among which all captions
+    are that are longer (lengths (B, Q)): what a loop over words may leave out are whole rows and columns, which costs
+    no copy. They are few where long captions come first."""
+    steps = torch.arange(words).unsqueeze(1)
+
+    def first(longest: Tensor) -> list[int]:
+        to_come = longest.flip(0).cummax(0).values.flip(0)
+        return (to_come > steps).sum(1).tolist()
+
+    lengths = lengths.cpu()
+    return list(zip(first(lengths.amax(1)), first(lengths.amax(0)), strict=True))
 
 
 class Output(NamedTuple):
@@ -72,7 +87,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.classifier.bias)
         if tied:
             self.classifier.weight = embedding.table.weight
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def prepare(self, features: Features) -> Any:
         """Features → Memory."""
@@ -91,8 +106,9 @@ class Decoder(nn.Module):
         """One word (B, Q, E) further."""
         raise NotImplementedError
 
-    def forward(self, embedded: Tensor, memory: Any, condition: Any = None) -> Output:
-        """All words (B, Q, T, E) at once, teacher-forced; in eval mode equal to repeated `step`s to rounding."""
+    def forward(self, embedded: Tensor, memory: Any, condition: Any = None, lengths: Tensor | None = None) -> Output:
+        """All words (B, Q, T, E) at once, teacher-forced; in eval mode equal to repeated `step`s to rounding. What lies
+        behind a caption's first `lengths` (B, Q) words need not be computed, and means nothing."""
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:

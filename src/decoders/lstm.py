@@ -71,6 +71,8 @@ class LSTMDecoder(Decoder):
         top, after = self._run(embedded.unsqueeze(2), state)
         return Output(self.output(top.squeeze(2))), after
 
-    def forward(self, embedded: Tensor, memory: LSTMMemory, condition: Any = None) -> Output:
+    def forward(
+        self, embedded: Tensor, memory: LSTMMemory, condition: Any = None, lengths: Tensor | None = None
+    ) -> Output:
         top, _ = self._run(embedded, self.start(memory, condition))
         return Output(self.output(top))

@@ -1,12 +1,14 @@
 """An LSTM that looks at the image before every word: Show, Attend and Tell."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from src.attention.soft import Attention, AttentionMemory
-from src.decoders.base import Decoder, Output
+from src.decoders.base import Decoder, Output, map_tensors, rectangles
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
 from src.ranges import at_least
@@ -122,13 +124,37 @@ class AttentionLSTMDecoder(Decoder):
         seen, weights, after = self._recur(embedded, self.word(embedded), state, memory)
         return Output(self._deep_output(seen, embedded), weights), after
 
-    def forward(self, embedded: Tensor, memory: AttentionLSTMMemory, condition: Any = None) -> Output:
-        state = self.start(memory, condition)
-        state = AttentionLSTMState(*(x.expand(-1, embedded.size(1), -1, -1) for x in state))
-        seen, weights = [], []
-        given = self.word(embedded).unbind(2)
-        for word, gates in zip(embedded.unbind(2), given, strict=True):
-            top, look, state = self._recur(word, gates, state, memory)
+    def forward(
+        self, embedded: Tensor, memory: AttentionLSTMMemory, condition: Any = None, lengths: Tensor | None = None
+    ) -> Output:
+        batch, captions, words, _ = embedded.shape
+        state = self.start(memory)
+        state = AttentionLSTMState(*(x.expand(-1, captions, -1, -1) for x in state))
+        active = [(batch, captions)] * words if lengths is None else rectangles(lengths, words)
+        seen: list[Tensor] = []
+        weights: list[Tensor] = []
+        for word, (images, columns) in zip(embedded.unbind(2), active, strict=True):
+            if not images:
+                break
+            word = word[:images, :columns]
+            if word.shape[:2] != state.hidden.shape[:2]:
+                state = AttentionLSTMState(*(x[:images, :columns] for x in state))
+                memory = map_tensors(lambda x, images=images: x[:images], memory)
+            top, look, state = self._recur(word, self.word(word), state, memory)
             seen.append(top)
             weights.append(look)
-        return Output(self._deep_output(torch.stack(seen, 2), embedded), torch.stack(weights, 2))
+        # One product for all steps; then every step as wide as the first.
+        deep = self.output(self.dropout(torch.cat([x.flatten(0, 1) for x in seen])))
+        hidden = _stacked(deep.split([x.size(0) * x.size(1) for x in seen]), active, embedded.shape)
+        return Output(hidden + embedded, _stacked([x.flatten(0, 1) for x in weights], active, embedded.shape))
+
+
+def _stacked(rows: Sequence[Tensor], active: Sequence[tuple[int, int]], shape: Sequence[int]) -> Tensor:
+    """The rows (b·q, ·) of each step's rectangle → (B, Q, T, ·), zero elsewhere; shape begins with B, Q, T."""
+    batch, captions, words = shape[:3]
+    steps = [
+        F.pad(x.unflatten(0, size), (0, 0, 0, captions - size[1], 0, batch - size[0]))
+        for x, size in zip(rows, active, strict=False)
+    ]
+    whole = torch.stack(steps, 2)
+    return F.pad(whole, (0, 0, 0, words - len(steps)))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.dropout import Dropout
 from src.ranges import at_least, share
 
 
@@ -149,7 +150,7 @@ class Encoder(nn.Module):
         self.project = nn.Linear(backbone.width, self.width) if width else nn.Identity()
         self.position = BoxPosition(self.width) if position and not self.vector else None
         self.norm = nn.LayerNorm(self.width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for module in self.frozen_modules:
             module.requires_grad_(False)
         self.train(self.training)

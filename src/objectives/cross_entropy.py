@@ -1,10 +1,9 @@
 """Cross-entropy of the next word, teacher-forced."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.ranges import at_least, share
 
@@ -23,6 +22,70 @@ class Loss(NamedTuple):
     """Scalar: how many real tokens it sums over."""
     logs: dict[str, Tensor]
     """Detached sums over the same tokens, for the logs."""
+
+
+CHUNK = 1 << 21
+"""Logits that are held at a time: 8 MB of float32, which caches hold."""
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear layer's output, summed, a few rows at a time: the logits of a whole batch never exist.
+    Gradients are made on the way, while a chunk's logits are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        vocabulary = weight.size(0)
+        narrow = weight.to(hidden.dtype)
+        narrow_bias = bias.to(hidden.dtype)
+        rows = max(1, CHUNK // vocabulary)
+        total, plain, correct = (hidden.new_zeros((), dtype=torch.float32) for _ in range(3))
+        wanted = any(ctx.needs_input_grad)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if wanted else weight
+        grad_bias = torch.zeros_like(bias) if wanted else bias
+        for start in range(0, len(hidden), rows):
+            x, target = hidden[start : start + rows], targets[start : start + rows].unsqueeze(1)
+            logits = torch.addmm(narrow_bias, x, narrow.t()).float()
+            correct += (logits.argmax(1, keepdim=True) == target).sum()
+            log_total = logits.logsumexp(1, keepdim=True)
+            nats = (log_total - logits.gather(1, target)).sum()
+            plain += nats
+            total += (
+                nats
+                if not smoothing
+                else (1 - smoothing) * nats + smoothing * (log_total.sum() - logits.sum() / vocabulary)
+            )
+            if wanted:
+                slope = logits.sub_(log_total).exp_()
+                if smoothing:
+                    slope -= smoothing / vocabulary
+                slope.scatter_add_(1, target, slope.new_full((), smoothing - 1).expand_as(target))
+                grad_bias += slope.sum(0)
+                slope = slope.to(hidden.dtype)
+                torch.mm(slope, narrow, out=grad_hidden[start : start + rows])
+                grad_weight += slope.t() @ x
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(plain, correct)
+        return total, plain, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, None
+
+
+def linear_cross_entropy(
+    hidden: Tensor, classifier: nn.Linear, targets: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden (N, E), a layer to V words and targets (N,) → three sums: the smoothed cross-entropy, with its gradient, the
+    plain one in nats, and how many targets are the likeliest word."""
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(torch.get_autocast_dtype(kind))
+    with torch.autocast(kind, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, classifier.weight, classifier.bias, targets, smoothing)
 
 
 class CrossEntropy(nn.Module):
@@ -48,20 +111,16 @@ class CrossEntropy(nn.Module):
     def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
         decoder = model.decoder
         memory = model.memory(batch.images)
-        output = decoder(decoder.embed(batch.tokens[..., :-1]), memory)
         real = batch.mask[..., 1:].clone()
+        output = decoder(decoder.embed(batch.tokens[..., :-1]), memory, lengths=real.sum(-1))
         steps = torch.arange(1, batch.tokens.size(-1), device=real.device)
         real &= steps >= batch.prefix.unsqueeze(-1)  # control tokens are given, never predicted
         targets = batch.tokens[..., 1:][real]
-        logits = decoder.logits(output.hidden[real]).float()
-        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.label_smoothing)
+        total, likelihood, correct = linear_cross_entropy(
+            decoder.dropout(output.hidden[real]), decoder.classifier, targets, self.label_smoothing
+        )
         count = real.sum()
-        with torch.no_grad():
-            likelihood = F.cross_entropy(logits, targets, reduction="sum") if self.label_smoothing else total
-            logs = {
-                "cross_entropy": likelihood.detach(),
-                "token_accuracy": (logits.argmax(-1) == targets).sum(),
-            }
+        logs = {"cross_entropy": likelihood, "token_accuracy": correct}
         if self.attention_penalty and output.attention is not None:
             looked = (output.attention * real.unsqueeze(-1)).sum(2)  # (B, Q, R)
             words = real.sum(-1)  # (B, Q)
