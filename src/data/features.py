@@ -59,7 +59,7 @@ def cached_features(
     variations: Sequence[Variation] | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
@@ -80,7 +80,7 @@ def cached_features(
         variations: how each picture is varied; None: not at all.
         device: where the backbone runs.
         precision: autocast to this type; None for float32.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass; None: few on a CPU, whose caches hold the maps of few, else more.
         workers: threads that decode and, on a CPU, encode; None: as many as torch has. The rows do not depend on it.
         progress: show a bar.
     """
@@ -110,7 +110,7 @@ def cached_features(
                     key,
                     device,
                     precision,
-                    batch_size,
+                    batch_size or (8 if torch.device(device).type == "cpu" else 32),
                     workers,
                     progress,
                 )
