@@ -75,8 +75,9 @@ FIELDS: dict[str, Any] = {
     "evaluate_splits": list[Choice[SPLITS]] | None,
     "metrics": list[Choice[METRICS]],
     "validation_metrics": list[Choice[METRICS]],
+    "data.cache_workers": int | None,
 }
-"""Kinds of fields in no group, where their default does not tell."""
+"""Kinds of fields that no class takes, where their default does not tell."""
 
 
 def check(config: Mapping[str, Any], command: str = "train", here: bool = True) -> None:
@@ -166,7 +167,8 @@ def _plain_fields(group: str) -> tuple[dict[str, Any], bool]:
     if all(isinstance(value, dict) and "_target_" in value for values in written.values() for value in values):
         return {}, True  # a collection of parts, such as callbacks, by any names; or no group of conf/ at all
     taken = parameters(CaptionData)[0] if group == "data" else {}
-    return {name: taken.get(name, _kind_of(*defaults)) for name, defaults in written.items()}, False
+    kinds = {name: FIELDS.get(f"{group}.{name}", _kind_of(*defaults)) for name, defaults in written.items()}
+    return {name: taken.get(name, kind) for name, kind in kinds.items()}, False
 
 
 def _listed(target: Callable[..., Any] | None, node: Mapping[str, Any], but: str) -> list[str]:
@@ -297,6 +299,8 @@ def _check_data(data: Mapping[str, Any], here: bool) -> None:
     if missing := [name for name in _plain_fields("data")[0] if name not in data]:
         raise ConfigError(f"data.{missing[0]} is missing: give it a value, or null")
     check_fields(data)
+    at_least(0, "data", cache_workers=data["cache_workers"])
+    at_least(1, "data", cache_views=data["cache_views"])
     if here and not data["make"]:  # what is made on first use need not be there
         root = Path(data["root"])
         if not root.is_dir():
@@ -315,7 +319,8 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
         raise ConfigError("data.train is not set: the vocabulary is built from the training captions")
     if not config["data"]["val"] and config["data"]["split"] is None:
         raise ConfigError(NO_VALIDATION)
-    tokenizer, _ = instantiate(config["tokenizer"]), instantiate(config["transform"])
+    tokenizer, preprocess = instantiate(config["tokenizer"]), instantiate(config["transform"])
+    _check_views(config, preprocess.augment is not None)
     make = config["data"]["make"]
     if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
@@ -347,6 +352,22 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
         raise ConfigError(f"ckpt={config['ckpt']}: no such file; give `last` or a checkpoint's path")
     if here:
         _check_trainer(config)
+
+
+def _check_views(config: Mapping[str, Any], augmented: bool) -> None:
+    """Several views of the training pictures are cached: there is something to vary, and something to cache."""
+    views = f"data.cache_views={config['data']['cache_views']}"
+    if config["data"]["cache_views"] == 1:
+        return
+    if not augmented:
+        raise ConfigError(f"{views}: nothing varies the pictures; add transform=augmented, or set data.cache_views=1")
+    if not config["data"]["cache"]:
+        raise ConfigError(f"{views}: data.cache=false keeps no features; set data.cache=true, or data.cache_views=1")
+    if not (frozen := config["encoder"].get("frozen", True)):
+        raise ConfigError(
+            f"{views}: encoder.frozen={shown(frozen)} leaves nothing to cache; set encoder.frozen=true or a number of "
+            "stages, or data.cache_views=1"
+        )
 
 
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:

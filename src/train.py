@@ -42,9 +42,13 @@ from src.training import CaptioningModule
 log = logging.getLogger(__name__)
 
 
+NOT_OF_THE_DATA = ("make", "nouns", "cache", "cache_views", "cache_workers")
+"""Fields of the data group that `CaptionData` does not take."""
+
+
 def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
     """The data module of a config's `data`, `transform` and `tokenizer`; makes built-in data that is not there yet."""
-    data = {k: v for k, v in config["data"].items() if k not in ("make", "nouns", "cache", "cache_workers")}
+    data = {k: v for k, v in config["data"].items() if k not in NOT_OF_THE_DATA}
     if config["data"].get("make"):
         from src.prepare.scenes import make_scenes
 
@@ -60,14 +64,22 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
 
 
 def cache_features(
-    config: dict[str, Any], data: CaptionData, encoder: Encoder, names: list[str], kind: str, arithmetic: str
+    config: dict[str, Any],
+    data: CaptionData,
+    encoder: Encoder,
+    names: list[str],
+    kind: str,
+    arithmetic: str,
+    views: int = 1,
 ) -> None:
-    """Cache what the frozen stages say of these splits, unless `data.cache` is off."""
+    """Cache what the frozen stages say of these splits, of training pictures in so many views, unless `data.cache` is
+    off."""
     if encoder.frozen_stages and config["data"]["cache"]:
         data.cache_features(
             encoder,
             config["encoder"]["backbone"],
             names,
+            views,
             device=kind,
             precision=autocast_dtype(arithmetic),
             workers=config["data"]["cache_workers"],
@@ -139,11 +151,13 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     options = dict(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
-    cached = ["train", "val"]
-    if data.preprocess.augment:
+    cached, views = ["train", "val"], config["data"]["cache_views"]
+    if views > 1:
+        log.info("data.cache_views=%d: of so many views of a training picture, each draw reads one of the cache", views)
+    elif data.preprocess.augment:
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
-    cache_features(config, data, model.encoder, cached, kind, options["precision"])
+    cache_features(config, data, model.encoder, cached, kind, options["precision"], views)
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
     loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(

@@ -95,6 +95,9 @@ def test_what_a_sweepers_own_configuration_varies_is_checked_too(refused, tmp_pa
     assert "seed=x: a whole number (int) is wanted" in refused(f"-m --config-dir {folder} +sweep=seeds")
 
 
+VIEWS = "transform=augmented data.cache_views=2"
+
+
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -176,6 +179,13 @@ def test_what_a_sweepers_own_configuration_varies_is_checked_too(refused, tmp_pa
         ("data.val=null data.split=[0.9,0.5]", "data.split=[0.9, 0.5]: fractions must lie in [0, 1] and sum to 1"),
         ("data.val=null", "set data.val=FILE, or data.split="),
         ("data.train=null", "data.train is not set"),
+        ("data.cache_views=0", "data.cache_views=0: at least 1"),
+        ("data.cache_workers=-1", "data.cache_workers=-1: at least 0"),
+        ("data.cache_workers=x", "data.cache_workers=x: a whole number (int) or null is wanted"),
+        ("data.cache_views=2", "data.cache_views=2: nothing varies the pictures; add transform=augmented"),
+        (f"{VIEWS} data.cache=false", "data.cache_views=2: data.cache=false keeps no features"),
+        (f"{VIEWS} encoder.frozen=false", "data.cache_views=2: encoder.frozen=false leaves nothing to cache"),
+        (f"{VIEWS} encoder.frozen=0", "data.cache_views=2: encoder.frozen=0 leaves nothing to cache"),
         # what is not here
         ("data.train=nope.tsv", "data.train=nope.tsv: no such file"),
         ("data.nouns=nope.json", "data.nouns=nope.json: no such file"),

@@ -12,7 +12,7 @@ from src.config import CONF, ROOT, plain, run_name, setup
 from src.data.module import CaptionData
 from src.data.transforms import Preprocess
 from src.model import TRAINING, instantiate, locate
-from src.train import train
+from src.train import NOT_OF_THE_DATA, train
 from src.training import CaptioningModule
 
 CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in Path(CONF).glob("*/*.yaml"))
@@ -132,7 +132,7 @@ def test_fields_that_the_code_reads_are_all_there_is():
         config = composed(["data.root=x"] if name == "train" else ["model=x"], name)
         for field in config:
             assert f'["{field}"]' in source or f'.get("{field}")' in source, field
-        taken = {*inspect.signature(CaptionData).parameters, "make", "nouns", "cache", "cache_workers"}
+        taken = {*inspect.signature(CaptionData).parameters, *NOT_OF_THE_DATA}
         assert set(config["data"]) <= taken
 
 
@@ -180,6 +180,28 @@ def test_augmentation_is_trained_with_and_evaluated_without(shapes, tmp_path, mo
     assert captioner.preprocess.augment == instantiate(composed(["transform=augmented"])["transform"]).augment
     path = shapes / "images" / "00.png"
     assert torch.equal(captioner.preprocess.open(path), Preprocess(64).open(path))
+
+
+def test_several_cached_views_are_trained_with_and_the_plain_one_is_evaluated(shapes, tmp_path, monkeypatch, caplog):
+    """With flip=1 and two views, the picture and its mirror image; a second run and plain ones read the same caches."""
+    taken = []
+    original = CaptioningModule.training_step
+    monkeypatch.setattr(
+        CaptioningModule, "training_step", lambda self, batch, i: taken.append(batch) or original(self, batch, i)
+    )
+    plainly = ["encoder=cnn", "encoder.frozen=true", "encoder.width=32", "generation=greedy", *tiny(shapes, tmp_path)]
+    mirror = ["transform=augmented", "transform.augment.flip=1", "transform.augment.crop=1", "data.cache_views=2"]
+    train(composed(plainly))
+    cached = set((tmp_path / "cache" / "features").glob("*/regions.npy"))
+    for _ in range(2):
+        with caplog.at_level("INFO"):
+            train(composed([*plainly, *mirror]))
+    assert len(cached) == 2 and len(set((tmp_path / "cache" / "features").glob("*/regions.npy")) - cached) == 1
+    assert caplog.text.count("data.cache_views=2: ") == 2 and "anew every epoch" not in caplog.text
+    plain, first, again = taken
+    assert torch.equal(first.images, again.images) and torch.equal(first.index, plain.index)
+    same = [torch.equal(a, b) for a, b in zip(first.images, plain.images, strict=True)]
+    assert 0 < sum(same) < len(same), "some of the pictures are as they are, others are not"
 
 
 def test_a_run_that_is_there_is_trained_anew_only_on_request(shapes, tmp_path):

@@ -5,18 +5,18 @@ import json
 import logging
 import os
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from src.data.transforms import Preprocess
+from src.data.transforms import AS_IT_IS, Preprocess, Variation
 from src.encoders.base import Encoder
 from src.files import locked
 
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 FLUSH_EVERY = 1024
 """Images after which a build is on disk: at most so many are lost when it is interrupted."""
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def state_digest(*modules: torch.nn.Module) -> str:
@@ -45,23 +48,6 @@ def images_digest(root: Path, images: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-class Pictures(Dataset[Tensor]):
-    """Images as the encoder gets them: uint8 (3, size, size)."""
-
-    def __init__(self, root: Path, images: Sequence[str], preprocess: Preprocess) -> None:
-        self.root, self.images, self.preprocess = root, images, preprocess
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.preprocess.open(self.root / self.images[index])
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)  # a decoding process that spins beside the encoder's threads slows both many times over
-
-
 def cached_features(
     encoder: Encoder,
     backbone_config: Mapping[str, Any],
@@ -70,18 +56,19 @@ def cached_features(
     preprocess: Preprocess,
     directory: Path,
     *,
+    variations: Sequence[Variation] | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
-    batch_size: int = 32,
-    workers: int = 2,
+    batch_size: int | None = None,
+    workers: int | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """Regions (N, R, D) float16 of all images, memory-mapped; computed where the cache does not have them.
 
     The key is the backbone's configuration, the number and the weights' content of its frozen stages, the
-    preprocessing, the arithmetic's precision and the images (names, sizes, times of change). A build that was
-    interrupted goes on where it stopped; one that runs at the same time is waited for. A finished one is never written
-    again.
+    preprocessing, the arithmetic's precision, the images (names, sizes, times of change) and how each is varied. A
+    build that was interrupted goes on where it stopped; one that runs at the same time is waited for. A finished one is
+    never written again.
 
     Args:
         encoder: at least one of its stages is frozen.
@@ -90,10 +77,11 @@ def cached_features(
         images: their paths, in the order of the rows.
         preprocess: how a picture becomes pixels.
         directory: where caches live; one folder each.
+        variations: how each picture is varied; None: not at all.
         device: where the backbone runs.
         precision: autocast to this type; None for float32.
-        batch_size: images a forward pass.
-        workers: decoding processes.
+        batch_size: images a forward pass; None: few on a CPU, whose caches hold the maps of few, else more.
+        workers: threads that decode and, on a CPU, encode; None: as many as torch has. The rows do not depend on it.
         progress: show a bar.
     """
     key = {
@@ -104,6 +92,9 @@ def cached_features(
         "precision": str(precision),
         "images": images_digest(root, images),
     }
+    variations = variations or [AS_IT_IS] * len(images)
+    if any(variation != AS_IT_IS for variation in variations):
+        key["variations"] = hashlib.sha256(json.dumps(variations).encode()).hexdigest()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     finished, partial = directory / name, directory / f"{name}.partial"
     directory.mkdir(parents=True, exist_ok=True)
@@ -111,67 +102,103 @@ def cached_features(
         with locked(directory / f"{name}.lock", f"the features of {len(images)} images"):
             if not finished.exists():
                 _build(
-                    encoder, root, images, preprocess, partial, key, device, precision, batch_size, workers, progress
+                    encoder,
+                    [root / image for image in images],
+                    variations,
+                    preprocess,
+                    partial,
+                    key,
+                    device,
+                    precision,
+                    batch_size or (8 if torch.device(device).type == "cpu" else 32),
+                    workers,
+                    progress,
                 )
                 os.replace(partial, finished)
                 log.info("feature cache: %d images in %s", len(images), finished)
     return np.load(finished / "regions.npy", mmap_mode="r")
 
 
+def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """function(item) of each item in turn, computed by the pool's threads for up to `ahead` items in advance."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
 def _build(
     encoder: Encoder,
-    root: Path,
-    images: Sequence[str],
+    paths: Sequence[Path],
+    variations: Sequence[Variation],
     preprocess: Preprocess,
     partial: Path,
     key: Mapping[str, Any],
     device: torch.device | str,
     precision: torch.dtype | None,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     progress: bool,
 ) -> None:
-    """Fill `partial`: regions.npy in the images' order, and how many of its rows are done in progress.txt."""
+    """Fill `partial`: regions.npy in the images' order, and how many of its rows are done in progress.txt.
+
+    On a CPU each thread decodes a batch and encodes it, all on one core: cores that share an operation wait for each
+    other. Beside an accelerator the threads decode ahead, and this one encodes.
+    """
     partial.mkdir(exist_ok=True)
     (partial / "key.json").write_text(json.dumps(key, indent=2))
     counter, path = partial / "progress.txt", partial / "regions.npy"
     done = int(counter.read_text() or 0) if counter.exists() and path.exists() else 0
+    done -= done % batch_size  # the same batches as without an interruption: rounding may depend on their size
     rows = np.load(path, mmap_mode="r+") if done else None
-    pictures = Pictures(root, images[done:], preprocess)
-    workers = min(workers, len(pictures) // batch_size)  # a process is not worth starting for less than a batch
-    loader = DataLoader(
-        pictures,
-        batch_size,
-        num_workers=workers,
-        worker_init_fn=_one_thread,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-    )
-    training = encoder.training
+    kind, training, cores = torch.device(device).type, encoder.training, torch.get_num_threads()
     encoder = encoder.to(device).eval()
     encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    bar = tqdm(total=len(images), initial=done, desc="features", unit="img", disable=not progress)
-    kind = torch.device(device).type
-    with bar, torch.inference_mode(), torch.autocast(kind, precision, enabled=precision is not None):
-        for batch in loader:
-            pixels = batch.to(device, memory_format=torch.channels_last)
+
+    def decode(start: int) -> Tensor:
+        batch = slice(start, start + batch_size)
+        return torch.stack([preprocess.open(*each) for each in zip(paths[batch], variations[batch], strict=True)])
+
+    def encode(pixels: Tensor) -> np.ndarray:
+        # Both contexts hold for the thread that enters them alone.
+        with torch.inference_mode(), torch.autocast(kind, precision, enabled=precision is not None):
+            pixels = pixels.to(device, memory_format=torch.channels_last)
             half = encoder.frozen_regions(pixels).to(torch.float16).cpu()
-            if not torch.isfinite(half).all():
-                raise ValueError("the frozen stages' output overflows half precision: set data.cache=false")
-            regions = half.numpy()
-            if rows is None:
-                size = len(images) * regions[0].nbytes
-                free = shutil.disk_usage(partial).free
-                if size > free:
-                    raise OSError(
-                        f"{partial}: the feature cache needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: set "
-                        "data.cache_dir to a larger disk, or data.cache=false to encode every epoch"
-                    )
-                rows = np.lib.format.open_memmap(path, "w+", np.float16, (len(images), *regions.shape[1:]))
-            rows[done : done + len(regions)] = regions
-            done += len(regions)
-            if done // FLUSH_EVERY != (done - len(regions)) // FLUSH_EVERY or done == len(images):
-                rows.flush()
-                counter.write_text(str(done))
-            bar.update(len(regions))
-    encoder.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    encoder.train(training)
+        if not torch.isfinite(half).all():
+            raise ValueError("the frozen stages' output overflows half precision: set data.cache=false")
+        return half.numpy()
+
+    threads = max(1, cores if workers is None else workers)
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    starts = range(done, len(paths), batch_size)
+    batches: Iterator[np.ndarray]
+    if kind == "cpu":
+        batches = _in_order(pool, lambda start: encode(decode(start)), starts, 2 * threads)
+    else:
+        batches = map(encode, _in_order(pool, decode, starts, 2 * threads))
+    try:
+        with tqdm(total=len(paths), initial=done, desc="features", unit="img", disable=not progress) as bar:
+            for regions in batches:
+                if rows is None:
+                    size = len(paths) * regions[0].nbytes
+                    free = shutil.disk_usage(partial).free
+                    if size > free:
+                        raise OSError(
+                            f"{partial}: the feature cache needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+                            "set data.cache_dir to a larger disk, or data.cache=false to encode every epoch"
+                        )
+                    rows = np.lib.format.open_memmap(path, "w+", np.float16, (len(paths), *regions.shape[1:]))
+                rows[done : done + len(regions)] = regions
+                done += len(regions)
+                if done // FLUSH_EVERY != (done - len(regions)) // FLUSH_EVERY or done == len(paths):
+                    rows.flush()
+                    counter.write_text(str(done))
+                bar.update(len(regions))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)  # threads to come take the number that was set last, by any thread
+        encoder.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        encoder.train(training)

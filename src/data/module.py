@@ -88,23 +88,34 @@ class CaptionedImages(Dataset[Batch]):
                     self.never_mirrored.add(image)
         self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
         self.offsets = np.cumsum([0, *map(len, encoded)])
-        self.features: np.ndarray | None = None
+        self.features: Sequence[np.ndarray] | None = None
+        """Cached features (images, R, D) of each view."""
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def _drawn(self, image: int, seed: int | Sequence[int]) -> Variation:
+        drawn = self.augment.draw(seed)
+        return drawn._replace(flip=False) if image in self.never_mirrored else drawn
+
+    def cached_variation(self, image: int, view: int) -> Variation:
+        """How an image is varied in a cached view, in any run: not at all in the first."""
+        return self._drawn(image, [image, view]) if view else AS_IT_IS
+
+    def _view(self, item: Item) -> int:
+        return item.draw % len(self.features) if self.features and item.draw is not None else 0
+
     def _variation(self, item: Item) -> Variation:
-        if item.draw is None or self.features is not None:
-            return AS_IT_IS
-        drawn = self.augment.draw(item.draw)
-        return drawn._replace(flip=False) if item.image in self.never_mirrored else drawn
+        if self.features is not None:
+            return self.cached_variation(item.image, self._view(item))
+        return AS_IT_IS if item.draw is None else self._drawn(item.image, item.draw)
 
     def __getitem__(self, items: Sequence[Item]) -> Batch:
         """Items → a whole Batch: nothing is collated caption by caption."""
         index = [item.image for item in items]
         variations = [self._variation(item) for item in items]
         if self.features is not None:
-            images = torch.from_numpy(self.features[index])
+            images = torch.from_numpy(np.stack([self.features[self._view(item)][item.image] for item in items]))
         else:
             paths = [self.root / self.images[i] for i in index]
             images = torch.stack([self.preprocess.open(*each) for each in zip(paths, variations, strict=True)])
@@ -335,20 +346,25 @@ class CaptionData(lightning.LightningDataModule):
         return self._splits[name]
 
     def cache_features(
-        self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], **options: Any
+        self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], views: int = 1, **options: Any
     ) -> None:
-        """From now on read the frozen stages' output from the cache, building what it lacks: `cached_features`."""
+        """From now on read the frozen stages' output from the cache, building what it lacks: `cached_features`. Of the
+        training images in so many views, of which each item's draw picks one; evaluation sees the first."""
         for name in names:
             split = self.images(name)
-            split.features = cached_features(
-                encoder,
-                backbone_config,
-                self.root,
-                split.images,
-                self.preprocess,
-                self.cache_dir / "features",
-                **options,
-            )
+            split.features = [
+                cached_features(
+                    encoder,
+                    backbone_config,
+                    self.root,
+                    split.images,
+                    self.preprocess,
+                    self.cache_dir / "features",
+                    variations=[split.cached_variation(image, view) for image in range(len(split))],
+                    **options,
+                )
+                for view in range(views if name == "train" else 1)
+            ]
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ class Augmentation:
             if not low <= value <= high:
                 raise ValueError(f"transform.augment.{name}={value}: give a number from {low} to {high}")
 
-    def draw(self, seed: int) -> Variation:
+    def draw(self, seed: int | Sequence[int]) -> Variation:
         """A variation that depends on the seed alone, not on any global random state."""
         rng = np.random.default_rng(seed)
 

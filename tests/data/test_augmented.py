@@ -78,15 +78,79 @@ def test_order_and_captions_are_those_without_augmentation(make):
         assert not torch.equal(plain.images, varied.images)
 
 
-def test_cached_features_of_evaluation_are_shared_with_and_without(make, tmp_path):
-    torch.manual_seed(0)
-    encoder = Encoder(CNN([4, 8]), frozen=True)
+def test_cached_features_of_evaluation_are_shared_with_and_without(make, encoder, tmp_path):
     for augment in (None, STANDARD):
         data = make(augment)
         data.cache_features(encoder, {}, ["val"], workers=0, progress=False)
         assert next(iter(data.val_dataloader()[0])).images.dim() == 3
         assert next(iter(data.train_dataloader())).images.dim() == 4
     assert len(list((tmp_path / "cache" / "features").glob("*/regions.npy"))) == 1
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return Encoder(CNN([4, 8]), frozen=True)
+
+
+def with_views(data, encoder, views):
+    data.cache_features(encoder, {}, list(data.tables), views, workers=1, progress=False)
+    return data
+
+
+def test_each_training_item_takes_one_of_the_cached_views(make, encoder):
+    data = with_views(make(), encoder, 3)
+    views = data.images("train").features
+    assert all(isinstance(view, np.memmap) and view.mode == "r" for view in views) and len(views) == 3
+    taken = {image: set() for image in range(16)}
+    for number in range(12):
+        for batch in epoch(data, number):
+            for image, regions in zip(batch.index.tolist(), batch.images.numpy(), strict=True):
+                (view,) = (v for v in range(3) if np.array_equal(views[v][image], regions))
+                taken[image].add(view)
+    assert all(each == {0, 1, 2} for each in taken.values())
+    pictures = torch.stack(
+        [
+            data.preprocess.open(data.root / name, STANDARD.draw([i, 2]))
+            for i, name in enumerate(data.images("train").images)
+        ]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.tensor(views[2]).float(), encoder.eval().frozen_regions(pictures), atol=2e-3, rtol=2e-3
+        )
+
+
+def test_views_are_those_of_any_run_and_their_order_is_a_function_of_seed_and_epoch(make, encoder, tmp_path):
+    whole = epoch(with_views(make(), encoder, 2), 3)
+    assert same(whole, epoch(with_views(make(), encoder, 2), 3))
+    resumed = with_views(make(), encoder, 2)
+    resumed.load_state_dict({"done": 3})
+    assert same(whole[3:], epoch(resumed, 3))
+    files = set((tmp_path / "cache" / "features").glob("*/regions.npy"))
+    assert len(files) == 3, "two views of training, one of validation"
+    other = epoch(with_views(make(seed=1), encoder, 2), 3)
+    assert not all(torch.equal(a.images, b.images) for a, b in zip(whole, other, strict=True))
+    assert set((tmp_path / "cache" / "features").glob("*/regions.npy")) == files, "runs of any seed share them"
+
+
+def test_more_views_compute_the_new_ones_alone(make, encoder, tmp_path):
+    plain = make(None)
+    with_views(plain, encoder, 1)
+    pictures = []
+    encoder.backbone.register_forward_hook(lambda module, given, output: pictures.append(len(output)))
+    first = with_views(make(), encoder, 2).images("train").features
+    assert sum(pictures) == 16 and first[0].filename == plain.images("train").features[0].filename
+    more = with_views(make(), encoder, 4).images("train").features
+    assert sum(pictures) == 48 and [view.filename for view in more[:2]] == [view.filename for view in first]
+    with_views(make(Augmentation(flip=1)), encoder, 2)
+    assert sum(pictures) == 64, "other fields, other views"
+
+
+def test_evaluation_sees_the_plain_view(make, encoder):
+    plain, varied = with_views(make(None), encoder, 1), with_views(make(), encoder, 3)
+    for name in ("train", "val"):
+        assert same(plain.evaluation_dataloader(name), varied.evaluation_dataloader(name))
 
 
 @pytest.fixture
@@ -159,3 +223,30 @@ def test_or_where_captions_are_left_alone(written):
     data = written(captions, Augmentation(flip=1, flip_captions="leave"), more=["a bright flag"])
     assert seen(data) == (False, ["red is left"], captions)
     assert seen(data, image=1) == (True, ["a bright flag"], ["a bright flag"])
+
+
+@pytest.mark.parametrize("flip_captions", ["swap", "leave"])
+def test_a_cached_mirror_image_has_mirrored_captions(written, encoder, flip_captions):
+    """View 1 is the mirror image with its captions, view 0 the picture; one that is never mirrored stays in both."""
+    captions = ["red is left", "a flag"]
+    data = with_views(written(captions, Augmentation(1, flip_captions), more=["a right sign"]), encoder, 2)
+    split = data.images("train")
+    mirrored = flip_captions == "swap"
+    for draw in (6, 7):
+        batch = split[[Item(0, (0, 1), draw), Item(1, (0,), draw)]]
+        assert np.array_equal(batch.images[0], split.features[draw % 2][0])
+        other = mirrored and draw == 7
+        assert batch.references == [
+            ["red is right" if other else "red is left", "a flag"],
+            ["a left sign" if other else "a right sign"],
+        ]
+        assert data.vocabulary.decode(batch.tokens[0, 0].tolist())[-1] == ("right" if other else "left")
+    assert np.array_equal(split.features[0], split.features[1]) != mirrored
+
+
+def test_a_picture_that_becomes_mirrorable_is_not_read_from_a_view_in_which_it_was_not(written, encoder):
+    """Whether a picture is mirrored depends on the vocabulary too."""
+    still = with_views(written(["red is left", "a flag"], Augmentation(1)), encoder, 2).images("train")
+    assert np.array_equal(*still.features)
+    known = with_views(written(["red is left", "a flag", "right"], Augmentation(1)), encoder, 2).images("train")
+    assert not np.array_equal(*known.features)
