@@ -87,7 +87,8 @@ class CaptionedImages(Dataset[Batch]):
                 if lost or augment.flip_captions == "leave":
                     self.never_mirrored.add(image)
         self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
-        self.offsets = np.cumsum([0, *map(len, encoded)])
+        self.lengths = np.array([len(ids) for ids in encoded])
+        self.offsets = np.cumsum([0, *self.lengths])
         self.features: Sequence[np.ndarray] | None = None
         """Cached features (images, R, D) of each view."""
 
@@ -125,21 +126,21 @@ class CaptionedImages(Dataset[Batch]):
             if variation.flip:
                 rows[b] = [self.mirrored[row] for row in rows[b]]
                 references[b] = [swap_sides(text) for text in references[b]]
-        width = max(map(len, rows))
-        lengths = np.zeros((len(rows), width), np.int64)
+        shape = (len(rows), max(map(len, rows)))
+        starts, lengths = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         for b, captions in enumerate(rows):
-            lengths[b, : len(captions)] = self.offsets[np.add(captions, 1)] - self.offsets[captions]
-        tokens = np.full((len(rows), width, lengths.max()), PAD, np.int64)
-        for b, captions in enumerate(rows):
-            for q, caption in enumerate(captions):
-                tokens[b, q, : lengths[b, q]] = self.tokens[self.offsets[caption] : self.offsets[caption + 1]]
-        mask = np.arange(tokens.shape[-1]) < lengths[..., None]
+            # The longest first: what is left of a batch after some words is then a corner of it.
+            captions.sort(key=self.lengths.__getitem__, reverse=True)
+            starts[b, : len(captions)], lengths[b, : len(captions)] = self.offsets[captions], self.lengths[captions]
+        steps = np.arange(lengths.max())
+        mask = steps < lengths[..., None]
+        tokens = np.where(mask, self.tokens[np.where(mask, starts[..., None] + steps, 0)], PAD).astype(np.int64)
         return Batch(
             images,
             torch.tensor(index),
             torch.from_numpy(tokens),
             torch.from_numpy(mask),
-            torch.ones(len(rows), width, dtype=torch.long),
+            torch.ones(shape, dtype=torch.long),
             references,
         )
 
@@ -147,10 +148,11 @@ class CaptionedImages(Dataset[Batch]):
 class TrainingOrder(Sampler[list[Item]]):
     """Which captions come when, and each item's draw: a function of (seed, epoch, step, rank, world) alone, so that a
     resumed run sees what an uninterrupted one would have. Every caption once an epoch: an image's captions are
-    shuffled, cut into groups of `captions_per_image`, and the groups shuffled. All ranks take equally many steps.
+    shuffled, cut into groups of `captions_per_image`, and the groups shuffled. Of every `BUCKET` steps' groups, those of
+    like length then come together, and the batches are shuffled. All ranks take equally many steps.
 
     Args:
-        captions: how many captions each image has.
+        lengths: of each image's captions, in tokens.
         batch_size: images (groups) a batch and rank.
         captions_per_image: captions of an image that are learned from together.
         seed: of the whole order.
@@ -158,20 +160,22 @@ class TrainingOrder(Sampler[list[Item]]):
         world: number of processes.
     """
 
+    BUCKET = 20
+
     def __init__(
         self,
-        captions: Sequence[int],
+        lengths: Sequence[Sequence[int]],
         batch_size: int,
         captions_per_image: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.captions, self.batch_size, self.seed = captions, batch_size, seed
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self.captions_per_image, self.rank, self.world = captions_per_image, rank, world
         self.epoch = 0
         self.start = 0  # the step that the next epoch begins with, when one is resumed in its middle
-        groups = sum(-(-count // captions_per_image) for count in captions)
+        groups = sum(-(-len(each) // captions_per_image) for each in lengths)
         whole, rest = divmod(groups, batch_size * world)
         self.steps = whole + (rest >= world)
 
@@ -184,19 +188,28 @@ class TrainingOrder(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        groups = []
-        for image, count in enumerate(self.captions):
-            order = rng.permutation(count).tolist()
-            groups += [
-                Item(image, order[i : i + self.captions_per_image]) for i in range(0, count, self.captions_per_image)
-            ]
-        order = rng.permutation(len(groups))
+        groups, longest, total = [], [], []
+        for image, lengths in enumerate(self.lengths):
+            order = rng.permutation(len(lengths)).tolist()
+            for i in range(0, len(order), self.captions_per_image):
+                groups.append(Item(image, order[i : i + self.captions_per_image]))
+                words = [lengths[caption] for caption in groups[-1].captions]
+                longest.append(max(words))
+                total.append(sum(words))
         draws = rng.integers(2**63, size=len(groups)).tolist()
+        order = rng.permutation(len(groups))
         every = self.batch_size * self.world
+        # Nearly alike in the longest caption, which padding follows, and then in all of them.
+        ranks = np.lexsort((total, np.array(longest) // 3)).argsort()
+        windows = [order[i : i + self.BUCKET * every] for i in range(0, len(order), self.BUCKET * every)]
+        order = np.concatenate([window[ranks[window].argsort()] for window in windows])
+        batches = [order[i : i + every] for i in range(0, len(order), every)]
+        full = rng.permutation(len(groups) // every).tolist()
         start, self.start = self.start, 0
         for step in range(start, self.steps):
-            chunk = order[step * every : (step + 1) * every]
+            chunk = batches[full[step]] if step < len(full) else batches[step]
             chunk = chunk[: len(chunk) // self.world * self.world]
+            chunk = chunk[np.argsort(-np.array(longest)[chunk], kind="stable")]
             yield [groups[i]._replace(draw=draws[i]) for i in chunk[self.rank :: self.world]]
 
 
@@ -383,9 +396,9 @@ class CaptionData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "BatchLoader":
         split = self.images("train")
-        counts = [len(captions) for captions in split.captions]
-        together = self.captions_per_image or max(counts)
-        order = TrainingOrder(counts, self.batch_size, together, self.seed, *self._world())
+        every = np.split(split.lengths[: split.first_caption[-1]], split.first_caption[1:-1])
+        together = self.captions_per_image or max(map(len, every))
+        order = TrainingOrder(every, self.batch_size, together, self.seed, *self._world())
         order.start, self._resume_at = self._resume_at, 0
         self._training = self._loader(split, order)
         return self._training

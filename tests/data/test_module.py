@@ -66,15 +66,36 @@ def test_ragged_captions_are_padded_and_masked(shapes, tmp_path):
 @pytest.mark.parametrize("together", [1, 2, 5])
 def test_every_caption_once_an_epoch(together):
     captions = [5, 3, 1, 4, 5, 5, 2]
-    order = TrainingOrder(captions, batch_size=3, captions_per_image=together, seed=0)
+    order = TrainingOrder([[7] * count for count in captions], batch_size=3, captions_per_image=together, seed=0)
     seen = Counter((item.image, c) for step in order for item in step for c in item.captions)
     assert seen == Counter({(image, c): 1 for image, count in enumerate(captions) for c in range(count)})
     assert len(list(order)) == len(order)
 
 
+LENGTHS = np.random.default_rng(0).integers(4, 20, (20, 3)).tolist()
+
+
+def test_a_batch_has_captions_of_like_length_and_the_longest_first():
+    lengths = np.random.default_rng(0).integers(4, 40, (400, 5)).tolist()
+    order = TrainingOrder(lengths, batch_size=8, captions_per_image=2, seed=0)
+    longest = [[max(lengths[item.image][c] for c in item.captions) for item in step] for step in order]
+    assert all(each == sorted(each, reverse=True) for each in longest)
+    padded = sum(len(each) * each[0] for each in longest)
+    assert padded < 1.15 * sum(map(sum, longest)), "without buckets it is 1.3 times"
+    first = [each[0] for each in longest]
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.3, "batches of one length do not follow one another"
+
+
+def test_an_images_longest_caption_comes_first(data):
+    for batch in data.evaluation_dataloader("train"):
+        lengths = batch.mask.sum(-1)
+        assert (lengths[:, :-1] >= lengths[:, 1:]).all()
+        assert batch.index.tolist() == sorted(batch.index.tolist())
+
+
 def test_order_is_a_function_of_seed_epoch_step_and_rank():
     def epoch(seed=0, number=0, start=0, rank=0, world=1):
-        order = TrainingOrder([3] * 20, 4, 1, seed, rank, world)
+        order = TrainingOrder(LENGTHS, 4, 1, seed, rank, world)
         order.set_epoch(number)
         order.start = start
         return list(order)
@@ -84,7 +105,7 @@ def test_order_is_a_function_of_seed_epoch_step_and_rank():
     assert epoch(start=5) == epoch()[5:], "resumed in the middle"
     ranks = [epoch(rank=r, world=2) for r in range(2)]
     assert len(ranks[0]) == len(ranks[1])
-    for mine, theirs, whole in zip(*ranks, TrainingOrder([3] * 20, 8, 1, 0), strict=True):
+    for mine, theirs, whole in zip(*ranks, TrainingOrder(LENGTHS, 8, 1, 0), strict=True):
         assert sorted(mine + theirs) == sorted(whole), "two ranks see what one with both batches sees"
 
 
