@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from src.captioner import Captioner
 from src.check import check
 from src.command import command
-from src.config import CONF, one_sentence, plain, precision
+from src.config import CONF, keep_freed_memory, one_sentence, plain, precision
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.evaluation import evaluate, references_digest, report_scores
@@ -21,6 +21,7 @@ from src.train import build_data, cache_features, nouns_file
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the config names; returns the scores."""
     check(config, "evaluate")
+    keep_freed_memory()
     generation = instantiate(config["generation"]) if config.get("generation") else None
     captioner = Captioner.load(
         config["model"], generation, device_name=config["device"], precision_name=config["precision"]

@@ -23,6 +23,7 @@ from src.config import (
     called,
     device,
     given_fields,
+    keep_freed_memory,
     one_sentence,
     path_name,
     plain,
@@ -111,6 +112,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
 
 
 def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, record: dict[str, Any]) -> float | None:
+    keep_freed_memory()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
