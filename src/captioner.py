@@ -101,7 +101,7 @@ class Captioner:
     def search(self, images: torch.Tensor | Features, attention: bool = False) -> Hypotheses:
         """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → hypotheses; no gradients."""
         with (
-            torch.inference_mode(),
+            torch.no_grad(),  # inference mode would cast the weights anew at every step
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
             images = images if isinstance(images, Features) else images.to(self.device)

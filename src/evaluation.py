@@ -86,7 +86,7 @@ def evaluate(
                 }
             )
             with (
-                torch.inference_mode(),
+                torch.no_grad(),  # inference mode would cast the weights anew at every step
                 torch.autocast(captioner.device.type, captioner.dtype, enabled=captioner.dtype is not None),
             ):
                 batch = batch._replace(images=captioner.model.encoder(batch.images))

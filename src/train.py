@@ -169,6 +169,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         default_root_dir=run,
         use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
         num_sanity_val_steps=0,
+        inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
     )
     begin(trainer.loggers, config, provenance["version"])
     checkpoint = find_checkpoint(config["ckpt"], run)

@@ -36,3 +36,37 @@ def test_keys_are_projected_once_an_image(monkeypatch):
     for _ in range(4):
         attention(torch.randn(2, 3, 5), None, None, memory)
     assert len(calls) == 1
+
+
+def test_additive_scores_and_gradients_are_those_of_the_definition():
+    """v · tanh(W query + U region), which is computed by exponentials, against torch's own tanh, in double precision."""
+    torch.manual_seed(0)
+    attention = AdditiveAttention(5, 6, 7).double()
+    query = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
+    grid = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True)
+    weights = torch.randn(2, 3, 4, dtype=torch.double)
+
+    def gradients(scores):
+        wanted = [query, grid, *attention.parameters()]
+        return torch.autograd.grad((scores.double() * weights).sum(), wanted)
+
+    plain = attention.score(torch.tanh(attention.key(grid).unsqueeze(1) + attention.query(query).unsqueeze(2)))
+    scores = attention.scores(query, attention.keys(grid))
+    torch.testing.assert_close(scores.double(), plain.squeeze(-1), atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(gradients(scores), gradients(plain.squeeze(-1)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_additive_attention_saturates_without_overflow(dtype):
+    attention = AdditiveAttention(4, 4, 8)
+    with torch.no_grad():
+        for layer in (attention.key, attention.query):
+            layer.weight.copy_(torch.eye(4).repeat(2, 1))
+    grid = torch.tensor([[[1e4, -1e4, 30.0, -30.0], [0.0, 1e-3, -1e4, 1e4]]], requires_grad=True)
+    query = torch.tensor([[[-1e4, 1e4, -29.0, 1e4]]], requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        scores = attention.scores(query, attention.keys(grid))
+    scores.float().sum().backward()
+    for x in (scores, grid.grad, query.grad, attention.score.weight.grad):
+        assert torch.isfinite(x).all()

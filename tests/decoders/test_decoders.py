@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from src.data.vocabulary import BOS, PAD
-from src.decoders.base import select_beams, select_images
+from src.decoders.base import rectangles, select_beams, select_images
 from src.model import build
 from tests.conftest import random_features, tiny_config
 
@@ -95,3 +95,37 @@ def test_select_beams_and_images():
     assert chosen[0].squeeze(-1).tolist() == [[2, 2], [3, 4]]
     assert chosen[1] is None
     assert select_images(state, torch.tensor([1]))[2][0].tolist() == [[3, 4, 5]]
+
+
+def test_rectangles_hold_every_caption_that_goes_on_and_no_empty_edge():
+    lengths = torch.tensor([[5, 2, 0], [1, 3, 0], [4, 1, 1]])
+    found = rectangles(lengths, 6)
+    for step, (images, captions) in enumerate(found):
+        going = lengths > step
+        assert not going[images:].any() and not going[:, captions:].any()
+        if images:
+            assert going[images - 1].any() and going[:, captions - 1].any()
+    assert found[0] == (3, 3) and found[4] == (1, 1) and found[5] == (0, 0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("name", "attention"), DECODERS)
+def test_leaving_out_what_is_behind_a_captions_end_changes_nothing_before_it(name, attention, layers, vocabulary):
+    decoder = build(tiny_config(name, attention, decoder__layers=layers), vocabulary).decoder.eval()
+    words, lengths = torch.randint(4, len(vocabulary), (3, 3, 7)), torch.tensor([[6, 3, 2], [5, 5, 1], [2, 2, 0]])
+    real = torch.arange(7) < lengths.unsqueeze(-1)
+    weights = torch.randn(3, 3, 7, 12)
+
+    def run(lengths):
+        decoder.zero_grad()
+        output = decoder(decoder.embed(words), decoder.prepare(random_features()), lengths=lengths)
+        (output.hidden * weights)[real].sum().backward()
+        return output, [p.grad.clone() for p in decoder.parameters() if p.grad is not None]
+
+    (whole, expected), (part, gradients) = run(None), run(lengths)
+    torch.testing.assert_close(part.hidden[real], whole.hidden[real])
+    assert part.hidden.shape == whole.hidden.shape
+    if decoder.attends:
+        torch.testing.assert_close(part.attention[real], whole.attention[real])
+    for mine, its in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)

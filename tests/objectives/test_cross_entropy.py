@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from src.data.module import Batch
 from src.data.vocabulary import BOS, EOS, PAD
 from src.model import build
-from src.objectives import CrossEntropy
+from src.objectives import CrossEntropy, cross_entropy
 from tests.conftest import tiny_config
 
 
@@ -85,3 +86,23 @@ def test_parts_add_up_to_the_whole(tiny_model):
 def test_smoothing_out_of_range_is_refused():
     with pytest.raises(ValueError, match="label_smoothing=1"):
         CrossEntropy(label_smoothing=1.0)
+
+
+@pytest.mark.parametrize("chunk", [1, 35, 10**6])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_chunked_loss_has_torchs_value_and_gradients(chunk, smoothing, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+    torch.manual_seed(0)
+    classifier = torch.nn.Linear(5, 7)
+    hidden, targets = torch.randn(11, 5, requires_grad=True), torch.randint(7, (11,))
+    logits = classifier(hidden)
+    theirs = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    total, plain, correct = cross_entropy.linear_cross_entropy(hidden, classifier, targets, smoothing)
+    torch.testing.assert_close(total, theirs)
+    torch.testing.assert_close(plain, F.cross_entropy(logits, targets, reduction="sum"))
+    assert int(correct) == int((logits.argmax(1) == targets).sum())
+    wanted = [hidden, *classifier.parameters()]
+    for mine, its in zip(torch.autograd.grad(3 * total, wanted), torch.autograd.grad(3 * theirs, wanted), strict=True):
+        torch.testing.assert_close(mine, its)
+    with torch.no_grad():
+        assert cross_entropy.linear_cross_entropy(hidden, classifier, targets, smoothing)[0] == total
