@@ -148,8 +148,8 @@ class CaptionedImages(Dataset[Batch]):
 class TrainingOrder(Sampler[list[Item]]):
     """Which captions come when, and each item's draw: a function of (seed, epoch, step, rank, world) alone, so that a
     resumed run sees what an uninterrupted one would have. Every caption once an epoch: an image's captions are
-    shuffled, cut into groups of `captions_per_image`, and the groups shuffled. Of every `BUCKET` steps' groups, those of
-    like length then come together, and the batches are shuffled. All ranks take equally many steps.
+    shuffled, cut into groups of `captions_per_image`, and the groups shuffled. Of every `BUCKET` steps' groups, those
+    of like length then come together, and the batches are shuffled. All ranks take equally many steps.
 
     Args:
         lengths: of each image's captions, in tokens.

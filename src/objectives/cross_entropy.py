@@ -79,8 +79,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(
     hidden: Tensor, classifier: nn.Linear, targets: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden (N, E), a layer to V words and targets (N,) → three sums: the smoothed cross-entropy, with its gradient, the
-    plain one in nats, and how many targets are the likeliest word."""
+    """Hidden (N, E), a layer to V words and targets (N,) → three sums: the smoothed cross-entropy, with its gradient,
+    the plain one in nats, and how many targets are the likeliest word."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))

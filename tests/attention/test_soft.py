@@ -39,7 +39,7 @@ def test_keys_are_projected_once_an_image(monkeypatch):
 
 
 def test_additive_scores_and_gradients_are_those_of_the_definition():
-    """v · tanh(W query + U region), which is computed by exponentials, against torch's own tanh, in double precision."""
+    """v · tanh(W query + U region), computed by exponentials, against torch's own tanh, in double precision."""
     torch.manual_seed(0)
     attention = AdditiveAttention(5, 6, 7).double()
     query = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
