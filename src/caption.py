@@ -11,6 +11,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from src.captioner import Captioner
+from src.config import keep_freed_memory
 from src.data.images import ImageError
 from src.generation import BeamSearch
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
     options = parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         pictures = find_pictures(options.pictures)
         captioner = Captioner.load(options.model, device_name=options.device)

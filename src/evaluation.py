@@ -72,6 +72,8 @@ def evaluate(
     images = data.images(split)
     names = images.images[:limit]
     shown = evenly(len(names), pictures)
+    references = {name: images.captions[i] for i, name in enumerate(names)}
+    scorer = CaptionScorer(references, tokenizer=data.tokenizer.evaluation, metrics=metrics)  # METEOR begins to load
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
     tokens = correct = nats = 0.0
@@ -103,8 +105,7 @@ def evaluate(
     captions = captions[: len(names)]
 
     candidates = {name: caption.text for name, caption in zip(names, captions, strict=True)}
-    references = {name: images.captions[i] for i, name in enumerate(names)}
-    result = CaptionScorer(references, tokenizer=data.tokenizer.evaluation, metrics=metrics).score(candidates)
+    result = scorer.score(candidates)
     scores: dict[str, Any] = dict(result.corpus)
     scores["next_token_accuracy"] = correct / max(tokens, 1)
     scores["cross_entropy"] = nats / max(tokens, 1)

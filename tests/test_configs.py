@@ -215,3 +215,26 @@ def test_a_run_that_is_there_is_trained_anew_only_on_request(shapes, tmp_path):
     assert last.read_text() == "an earlier training"
     train(composed([*overrides, "overwrite=true"]))
     assert (tmp_path / "run" / "bundle" / "model.safetensors").exists()
+
+
+def test_the_average_of_the_weights_is_what_is_kept(shapes, tmp_path):
+    """An average that nothing is added to after its first step is the model of one step; no score selects it."""
+
+    def weights(name, *overrides):
+        config = composed(
+            [
+                *tiny(shapes, tmp_path),
+                *("encoder=cnn", "encoder.backbone.channels=[8,8]", "trainer.fast_dev_run=false", "data.batch_size=8"),
+                *("callbacks=averaged", "callbacks.averaging.update_every_n_steps=1", "callbacks.pictures=null"),
+                *("callbacks.checkpoint.monitor=null", "callbacks.early_stopping=null", "evaluate_splits=[]"),
+                *("~scheduler", "logger=csv", f"run_dir={tmp_path / name}", "trainer.precision=32-true", *overrides),
+            ]
+        )
+        assert train(config) is None, "nothing was monitored"
+        return Captioner.load(tmp_path / name).model.state_dict()
+
+    once = weights("once", "+trainer.max_steps=1", "callbacks.averaging.decay=0.5")
+    kept = weights("kept", "trainer.max_epochs=2", "callbacks.averaging.decay=1.0")
+    last = weights("last", "trainer.max_epochs=2", "callbacks.averaging.decay=0.0")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in once.items())
+    assert not torch.equal(last["decoder.word.weight"], kept["decoder.word.weight"])
