@@ -287,7 +287,7 @@ def check_equal(setting: Setting, tolerance: float = 1e-4) -> dict[str, float]:
     with torch.no_grad():
         decoder.classifier.weight *= 4  # sharper than at random, so that no two captions are as likely
     plain = Textbook(setting.vocabulary, setting.width, setting.hidden).eval()
-    plain.load_from(decoder)
+    plain.load_from(decoder)  # type: ignore[arg-type]
     regions, tokens = regions_and_tokens(setting, 2, CAPTIONS)
     copies, flat = regions.float().repeat_interleave(CAPTIONS, 0), tokens.flatten(0, 1)
     with torch.no_grad():
@@ -343,7 +343,7 @@ def measure(name: str, repeats: int = 5, arithmetic: str = "auto", memory: bool 
             for way, make in ways.items()
         }
         seconds = alternate({way: trial.run for way, trial in trials.items()}, repeats)
-        rows = {
+        rows: dict[str, dict[str, Any]] = {
             way: {
                 "captions/s": spread([trial.captions / each for each in seconds[way]]),
                 "batch": trial.batch,
@@ -404,21 +404,16 @@ def rows(name: str, measured: dict[str, Any]) -> list[Row]:
         plain, ours = rate(ways["textbook"]), ways["ours"]
         found.append(Row(f"{title}, {size}", rate(ours), plain, ours["ratio"], *goals))
         found.append(Row("  the same function", rate(ways["same function"]), plain, ways["same function"]["ratio"]))
-    generated = measured["beam"].get("generate")
-    ours = measured["beam"]["ours"]
+    ours, generated = measured["beam"]["ours"], measured["beam"].get("generate")
     theirs = rate(generated) if generated else huggingface.MISSING
-    found.append(
-        Row("  beside Hugging Face generate", rate(ours), theirs, ours["ratio"] / generated["ratio"])
-        if generated
-        else Row("  beside Hugging Face generate", rate(ours), theirs)
-    )
-    for part, whole, title, limit in (
-        ("step", "step", "a training step over its matrix products", STEP_LIMIT),
-        ("search", "search", "a search over its decoder steps", BEAM_LIMIT),
+    ratio = ours["ratio"] / generated["ratio"] if generated else None
+    found.append(Row("  beside Hugging Face generate", rate(ours), theirs, ratio))
+    for part, title, limit in (
+        ("step", "a training step over its matrix products", STEP_LIMIT),
+        ("search", "a search over its decoder steps", BEAM_LIMIT),
     ):
-        figures = measured[part]
-        ours, alone = (f"{figures[f'{way}_s']['median']:.3g} s" for way in (whole, "alone"))
-        found.append(Row(f"  {title}", ours, alone, figures["ratio"], limit, at_most=True))
+        whole, alone = (f"{measured[part][f'{way}_s']['median']:.3g} s" for way in (part, "alone"))
+        found.append(Row(f"  {title}", whole, alone, measured[part]["ratio"], limit, at_most=True))
     return found
 
 
@@ -433,9 +428,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--peak", nargs=3, metavar=("TASK", "WAY", "BATCH"), help="only print this one's MB")
     options = parser.parse_args(arguments)
-    described = machine(options.precision)
     use_cores(options.cores)
-    described |= {"cores": options.cores, "threads": torch.get_num_threads()}
+    described = machine(options.precision)
     if options.peak:
         task, way, batch = options.peak
         trial = WAYS[task][way]((SETTINGS | QUICK)[options.setting], options.precision, int(batch))

@@ -33,7 +33,6 @@ def generator(
         n_layer=3,
         n_head=heads,
         n_positions=words + 2,
-        is_decoder=True,
         add_cross_attention=True,
         bos_token_id=BOS,
         eos_token_id=EOS,
