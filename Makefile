@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-flickr8k lint clean
+.PHONY: help install demo test test-oldest test-flickr8k lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,13 @@ lint: $(VENV)/installed ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: $(VENV)/bench ## speed and memory beside the baselines, on a quiet machine: a table, and runs/bench.json
+	$(RUN) -m benchmarks
+
+$(VENV)/bench: $(VENV)/installed
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
+	@touch $@
 
 clean: ## remove what was made: runs, caches, built-in data (not .venv, .venv-oldest)
 	rm -rf runs cache data outputs multirun

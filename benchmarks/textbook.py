@@ -1,8 +1,8 @@
 """The baseline: soft attention as textbooks and tutorials write it down, to be clear rather than fast.
 
-The same function as `AttentionLSTMDecoder` with `AdditiveAttention` and one layer, whose weights it takes, but in the
-plain way: features copied for every caption, keys projected at every step, the vocabulary product at every step, an
-`nn.LSTMCell` in float32, and a beam search of one picture at a time.
+The same function as `AttentionLSTMDecoder` with `AdditiveAttention` and one layer, and it takes that decoder's weights,
+but in the plain way: features copied for every caption, keys projected at every step, the vocabulary product at every
+step, an `nn.LSTMCell` in float32, and a beam search of one picture at a time.
 """
 
 import torch

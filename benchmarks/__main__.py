@@ -1,0 +1,79 @@
+"""All that the project says of its speed, measured: `python -m benchmarks`, or `make bench`.
+
+The attention decoder beside a textbook's and Hugging Face `generate`, the feature cache, and a whole evaluation. Prints
+one table, and writes JSON with the machine's description. Wants a quiet machine, and most of an hour.
+`benchmarks/sweep.py` stays apart.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from benchmarks import decoder, evaluation
+from benchmarks.measuring import Row, machine, table, use_cores, warn_unless_quiet
+from src.files import write_atomically
+
+PARTS = ("decoder", "features", "evaluation")
+
+
+def features(repeats: int, cores: int) -> tuple[list[dict[str, Any]], list[Row]]:
+    """The feature cache's build, for each size of picture."""
+    if find_spec("benchmarks.features") is None:
+        return [], [Row("feature cache", "", "no benchmarks/features.py")]
+    module = importlib.import_module("benchmarks.features")
+    measured, rows = [], []
+    for size in module.SIZES:
+        one = module.measure(size, repeats=repeats, threads=cores)
+        rates = one["images/s"]
+        build, what = f"{rates['build']:.1f} images/s", f"feature cache, JPEGs of {size[0]} × {size[1]}"
+        rows.append(Row(f"{what}, beside the plain loop", build, f"{rates['loop']:.1f} images/s", one["ratio"]))
+        rows.append(Row("  of what its cores allow", build, f"{rates['allowed']:.1f} images/s", one["share"]))
+        measured.append(one)
+    return measured, rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n\n")[1])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts alone")
+    parser.add_argument("--repeats", type=int, default=5, help="readings of each; of the evaluation 3 (%(default)s)")
+    parser.add_argument("--cores", type=int, default=2, help="that all may use (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"), metavar="FILE", help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    use_cores(options.cores)
+    results: dict[str, Any] = {"machine": machine()}
+    warn_unless_quiet(results["machine"])
+    rows: list[Row] = []
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(part: str, measured: Any, found: list[Row]) -> None:
+        results[part] = measured
+        rows.extend(found)
+        write_atomically(options.output, json.dumps(results, indent=2) + "\n")
+        print(f"{part} done", file=sys.stderr, flush=True)
+
+    if "decoder" in options.only:
+        measured = {name: decoder.measure(name, options.repeats) for name in decoder.SETTINGS}
+        keep("decoder", measured, [row for name, each in measured.items() for row in decoder.rows(name, each)])
+    if "features" in options.only:
+        keep("features", *features(options.repeats, options.cores))
+    if "evaluation" in options.only:
+        measured = evaluation.measure(repeats=min(options.repeats, 3))
+        keep("evaluation", measured, evaluation.rows(measured))
+    described = results["machine"]
+    print(
+        f"{described['cpu']}, {described['cores']} cores, {described['memory_gb']} GB, torch {described['torch']}, "
+        f"{described['precision']}, {described['code']}, {described['date'][:10]}\n\n{table(rows)}\n\n"
+        "medians; in brackets the batch, and the memory that a first call takes above what was there before"
+    )
+    warn_unless_quiet(described)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
