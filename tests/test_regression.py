@@ -1,6 +1,5 @@
-"""The losses of a few steps, with everything fixed, through the command line: a change of the main path that should not
-change what is learned must not change them. Where one should, `python -m pytest tests/test_regression.py` prints the new
-ones."""
+"""The losses of a few steps, with everything fixed, through the command line: a change of the main path that should
+not change what is learned must not change them. Where one should, a failure prints the new ones."""
 
 import csv
 

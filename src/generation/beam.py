@@ -76,11 +76,14 @@ class BeamSearch(Search):
                 look = output.attention.new_zeros(batch, width, output.attention.size(-1))
                 look[images, : alive.size(1)] = output.attention
                 looks.append(look)
-            log_probs = self.next_words(decoder.logits(output.hidden), step, history).clamp(min=FLOOR)
+            log_probs = self.next_words(decoder.logits(output.hidden), step, history)
 
-            eos = log_probs[..., EOS].clone()
-            log_probs[..., EOS] = FLOOR
-            candidates = (alive.unsqueeze(-1) + log_probs).flatten(1)
+            eos = log_probs[..., EOS].clamp(min=FLOOR)
+            log_probs[..., EOS] = -torch.inf
+            # The best of each beam first: sums, and the choice between beams, are of few words then.
+            likely, words = log_probs.topk(min(width, log_probs.size(-1)), -1)
+            likely = likely.clamp(min=FLOOR)
+            candidates = (alive.unsqueeze(-1) + likely).flatten(1)
             if candidates.size(1) < width:  # fewer words than beams
                 candidates = pad(candidates, (0, width - candidates.size(1)), value=2 * FLOOR)
             continued, chosen = candidates.topk(width, 1)
@@ -94,7 +97,7 @@ class BeamSearch(Search):
                 torch.cat([ended.step, torch.full_like(chosen[:, :1], step).where(offered, -1)], 1),
                 torch.cat([ended.beam, torch.arange(alive.size(1), device=device).expand(alive.shape)], 1),
                 torch.cat([ended.eos, eos], 1),
-                torch.cat([ended.cut, (log_probs.amax(-1) > eos) & last], 1),
+                torch.cat([ended.cut, (likely[..., 0] > eos) & last], 1),
             )
             best = pool.rank.topk(width, 1).indices
             ended = Ended(*(x.gather(1, best) for x in pool))
@@ -102,11 +105,11 @@ class BeamSearch(Search):
                 kept = self._keep(kept, ended, images)
                 break
 
-            alive, chosen = continued, chosen.clamp(max=log_probs[0].numel() - 1)
-            parent = torch.div(chosen, log_probs.size(-1), rounding_mode="floor")
-            word = chosen % log_probs.size(-1)
+            alive, chosen = continued, chosen.clamp(max=likely[0].numel() - 1)
+            parent = torch.div(chosen, likely.size(-1), rounding_mode="floor")
+            word = words.flatten(1).gather(1, chosen)
             row = [none.clone(), none.clone(), torch.zeros_like(floor)]
-            for target, value in zip(row, (parent, word, log_probs.flatten(1).gather(1, chosen)), strict=True):
+            for target, value in zip(row, (parent, word, likely.flatten(1).gather(1, chosen)), strict=True):
                 target[images] = value
             trail.append((row[0], row[1], row[2]))
 
