@@ -388,6 +388,26 @@ def _held_against(ways: dict[str, Callable[[], Any]], repeats: int) -> dict[str,
     return {f"{way}_s": spread(each) for way, each in seconds.items()} | {"ratio": whole / alone}
 
 
+def profile(setting: Setting, arithmetic: str, images: int = 64) -> str:
+    """Where a training step and a search spend their time: each operation's own share, largest first."""
+    lines = []
+    for title, trial in (
+        ("a training step", our_training(setting, arithmetic, images)),
+        ("a search", our_search(setting, arithmetic, images)),
+    ):
+        for _ in range(3):
+            trial.run()
+        with torch.profiler.profile() as recorded:
+            trial.run()
+        spent = {each.key: (each.self_cpu_time_total / 1000, each.count) for each in recorded.key_averages()}
+        total = sum(milliseconds for milliseconds, _ in spent.values())
+        lines.append(f"{title}, {trial.captions} captions, {total:.0f} ms")
+        for key, (milliseconds, calls) in sorted(spent.items(), key=lambda item: -item[1][0]):
+            if milliseconds >= 0.01 * total:
+                lines.append(f"  {milliseconds / total:6.1%}  {key}, {calls} calls")
+    return "\n".join(lines)
+
+
 def rows(name: str, measured: dict[str, Any]) -> list[Row]:
     """A setting's lines of the table."""
     setting = (SETTINGS | QUICK)[name]
@@ -425,6 +445,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="readings of each (%(default)s)")
     parser.add_argument("--cores", type=int, default=2, help="that all may use (%(default)s)")
     parser.add_argument("--precision", default="auto", help="of ours: 32-true, bf16-mixed (%(default)s)")
+    parser.add_argument("--profile", action="store_true", help="only print where a step and a search spend their time")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the figures as JSON")
     parser.add_argument("--peak", nargs=3, metavar=("TASK", "WAY", "BATCH"), help="only print this one's MB")
     options = parser.parse_args(arguments)
@@ -437,6 +458,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     warn_unless_quiet(described)
     names = ["quick"] if options.quick else [options.setting] if options.setting else list(SETTINGS)
+    if options.profile:
+        for name in names:
+            print(f"{name}: {profile((SETTINGS | QUICK)[name], options.precision)}")
+        return 0
     measured = {}
     for name in names:
         measured[name] = measure(name, options.repeats, options.precision, memory=not options.quick)

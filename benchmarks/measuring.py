@@ -55,8 +55,8 @@ def peak_mb(run: Callable[[], Any]) -> float | None:
 
 
 def use_cores(count: int) -> None:
-    """Keep this process, and those that it starts, to so many cores, where the system can; and no more threads. All that
-    is timed has the allocator that training has: the baseline is not slowed by the system's."""
+    """Keep this process, and those that it starts, to so many cores, where the system can; and no more threads. All
+    that is timed has the allocator that training has: the baseline is not slowed by the system's."""
     keep_freed_memory()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])

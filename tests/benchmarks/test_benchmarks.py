@@ -130,3 +130,9 @@ def test_the_command_writes_its_figures(tmp_path, capsys, monkeypatch):
         assert figures[task]["ours"].keys() == {"captions/s", "batch", "peak_mb", "ratio"}
         assert figures[task]["ours"]["captions/s"].keys() == {"median", "min", "max", "all"}
     assert "a training step over its matrix products" in capsys.readouterr().out
+
+
+def test_a_profile_names_what_a_step_and_a_search_spend_their_time_on():
+    told = decoder.profile(decoder.QUICK["quick"], "32-true", images=2)
+    assert "a training step, 10 captions" in told and "a search, 2 captions" in told
+    assert "aten::" in told and "%" in told
