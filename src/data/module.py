@@ -200,7 +200,7 @@ class TrainingOrder(Sampler[list[Item]]):
         order = rng.permutation(len(groups))
         every = self.batch_size * self.world
         # Nearly alike in the longest caption, which padding follows, and then in all of them.
-        ranks = np.lexsort((total, np.array(longest) // 3)).argsort()
+        ranks = np.lexsort(np.array([total, np.array(longest) // 3])).argsort()
         windows = [order[i : i + self.BUCKET * every] for i in range(0, len(order), self.BUCKET * every)]
         order = np.concatenate([window[ranks[window].argsort()] for window in windows])
         batches = [order[i : i + every] for i in range(0, len(order), every)]
@@ -396,7 +396,8 @@ class CaptionData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "BatchLoader":
         split = self.images("train")
-        every = np.split(split.lengths[: split.first_caption[-1]], split.first_caption[1:-1])
+        own = split.lengths[: split.first_caption[-1]]  # not those of mirrored pictures' captions
+        every = [each.tolist() for each in np.split(own, split.first_caption[1:-1])]
         together = self.captions_per_image or max(map(len, every))
         order = TrainingOrder(every, self.batch_size, together, self.seed, *self._world())
         order.start, self._resume_at = self._resume_at, 0

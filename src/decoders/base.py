@@ -24,6 +24,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return tree
 
 
+def first_images(tree: Tree, count: int) -> Tree:
+    """The first images of a Memory or State, as views."""
+    return map_tensors(lambda x: x[:count], tree)
+
+
 def select_images(tree: Tree, index: Tensor) -> Tree:
     """Keep (or repeat) the images named by index (B',) in a Memory or State of B images."""
     return map_tensors(lambda x: x.index_select(0, index), tree)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.attention.soft import Attention, AttentionMemory
-from src.decoders.base import Decoder, Output, map_tensors, rectangles
+from src.decoders.base import Decoder, Output, first_images, rectangles
 from src.embeddings.learned import LearnedEmbedding
 from src.encoders.base import Features
 from src.ranges import at_least
@@ -139,7 +139,7 @@ class AttentionLSTMDecoder(Decoder):
             word = word[:images, :columns]
             if word.shape[:2] != state.hidden.shape[:2]:
                 state = AttentionLSTMState(*(x[:images, :columns] for x in state))
-                memory = map_tensors(lambda x, images=images: x[:images], memory)
+                memory = first_images(memory, images)
             top, look, state = self._recur(word, self.word(word), state, memory)
             seen.append(top)
             weights.append(look)
