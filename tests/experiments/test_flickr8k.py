@@ -17,19 +17,20 @@ pytestmark = [
 ]
 
 
-def test_an_epoch_learns_to_describe_photographs(tmp_path):
-    """The recipe for one epoch, three minutes after its features are cached; seed 0 gave CIDEr-D 0.319, 66 words."""
+def test_two_minutes_learn_to_describe_photographs(tmp_path):
+    """`flickr8k/quick`, two epochs or two minutes of training, whichever ends first, after its features are cached."""
     train(
         composed(
             [
-                "experiments=flickr8k/first",
+                "experiments=flickr8k/quick",
                 f"run_dir={tmp_path}",
-                "trainer.max_epochs=1",
+                "trainer.max_epochs=2",
+                "trainer.max_time=00:00:02:00",
                 "trainer.enable_progress_bar=false",
             ]
         )
     )
     scores = json.loads((tmp_path / "eval" / "val" / "scores.json").read_text())
     assert scores["images"] == 1000
-    assert scores["CIDEr"] > 0.25
-    assert scores["distinct_words"] > 30
+    assert scores["CIDEr"] > 0.30
+    assert scores["distinct_words"] > 60
