@@ -188,19 +188,19 @@ class TrainingOrder(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        groups, longest, total = [], [], []
+        groups, words = [], []
         for image, lengths in enumerate(self.lengths):
             order = rng.permutation(len(lengths)).tolist()
             for i in range(0, len(order), self.captions_per_image):
                 groups.append(Item(image, order[i : i + self.captions_per_image]))
-                words = [lengths[caption] for caption in groups[-1].captions]
-                longest.append(max(words))
-                total.append(sum(words))
+                own = [lengths[caption] for caption in groups[-1].captions]
+                words.append((max(own), sum(own)))
         draws = rng.integers(2**63, size=len(groups)).tolist()
         order = rng.permutation(len(groups))
         every = self.batch_size * self.world
+        longest, total = np.array(words).T
         # Nearly alike in the longest caption, which padding follows, and then in all of them.
-        ranks = np.lexsort(np.array([total, np.array(longest) // 3])).argsort()
+        ranks = np.lexsort(np.array([total, longest // 3])).argsort()
         windows = [order[i : i + self.BUCKET * every] for i in range(0, len(order), self.BUCKET * every)]
         order = np.concatenate([window[ranks[window].argsort()] for window in windows])
         batches = [order[i : i + every] for i in range(0, len(order), every)]
@@ -209,7 +209,7 @@ class TrainingOrder(Sampler[list[Item]]):
         for step in range(start, self.steps):
             chunk = batches[full[step]] if step < len(full) else batches[step]
             chunk = chunk[: len(chunk) // self.world * self.world]
-            chunk = chunk[np.argsort(-np.array(longest)[chunk], kind="stable")]
+            chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
             yield [groups[i]._replace(draw=draws[i]) for i in chunk[self.rank :: self.world]]
 
 

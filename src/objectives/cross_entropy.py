@@ -52,11 +52,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_total = logits.logsumexp(1, keepdim=True)
             nats = (log_total - logits.gather(1, target)).sum()
             plain += nats
-            total += (
-                nats
-                if not smoothing
-                else (1 - smoothing) * nats + smoothing * (log_total.sum() - logits.sum() / vocabulary)
-            )
+            total += (1 - smoothing) * nats
+            if smoothing:
+                total += smoothing * (log_total.sum() - logits.sum() / vocabulary)
             if wanted:
                 slope = logits.sub_(log_total).exp_()
                 if smoothing:

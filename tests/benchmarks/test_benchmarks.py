@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import decoder, evaluation, huggingface
+from benchmarks import decoder, evaluation, huggingface, parts
 from benchmarks.measuring import Row, alternate, peak_mb, table
 from benchmarks.products import record
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
@@ -136,3 +136,19 @@ def test_a_profile_names_what_a_step_and_a_search_spend_their_time_on():
     told = decoder.profile(decoder.QUICK["quick"], "32-true", images=2)
     assert "a training step, 10 captions" in told and "a search, 2 captions" in told
     assert "aten::" in told and "%" in told
+
+
+def test_the_parts_are_timed_beside_the_plain_way(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(parts, "use_cores", lambda count: None)
+    monkeypatch.setattr(parts, "step_seconds", lambda *_: 1.0)
+    (tmp_path / "t.tsv").write_text("a.jpg\ta dog\na.jpg\ta dog runs\nb.jpg\ta man sits down\n")
+    assert parts.main(["--setting", "quick", "--repeats", "1", "--tsv", str(tmp_path / "t.tsv")]) == 0
+    told = capsys.readouterr().out
+    assert "additive attention" in told and "dropout" in told and "cross-entropy" in told
+    assert "of like length, corner" in told
+
+
+def test_steps_for_a_token_by_hand():
+    """Captions of 4 and 2 tokens, and one of 3: padded 2 × 2 × 4 steps; corners 4, 4, 2, 1; 9 tokens."""
+    found = parts.steps_a_token([[2, 4], [3]], 2, 2)
+    assert found["shuffled, padded"] == 16 / 9 and found["of like length, corner"] == 11 / 9
