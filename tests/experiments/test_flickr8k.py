@@ -19,7 +19,8 @@ pytestmark = [
 
 def test_two_minutes_learn_to_describe_photographs(tmp_path):
     """`flickr8k/quick`, two epochs of three quarters of the captions: some two minutes of training on two cores, after
-    its features are cached. Seed 0 gave CIDEr-D 0.261 and 49 words."""
+    its features are cached; the average of the weights is over fewer steps, as the run has fewer.
+    Seed 0 gave CIDEr-D 0.313 and 65 words."""
     train(
         composed(
             [
@@ -27,11 +28,12 @@ def test_two_minutes_learn_to_describe_photographs(tmp_path):
                 f"run_dir={tmp_path}",
                 "trainer.max_epochs=2",
                 "trainer.limit_train_batches=0.75",
+                "callbacks.averaging.decay=0.8",
                 "trainer.enable_progress_bar=false",
             ]
         )
     )
     scores = json.loads((tmp_path / "eval" / "val" / "scores.json").read_text())
     assert scores["images"] == 1000
-    assert scores["CIDEr"] > 0.22
-    assert scores["distinct_words"] > 35
+    assert scores["CIDEr"] > 0.28
+    assert scores["distinct_words"] > 50
