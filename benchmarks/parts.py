@@ -47,24 +47,39 @@ def parts(setting: Setting) -> dict[str, Ways]:
     rows = torch.randn(IMAGES * CAPTIONS * STEPS, hidden, requires_grad=True)
     targets = torch.randint(setting.vocabulary, (len(rows),))
 
-    def both(forward: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    def both(forward: Callable[[], torch.Tensor], *wanted: torch.Tensor) -> Callable[[], object]:
         def run() -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 result = forward()
-            result.float().sum().backward()
+            torch.autograd.grad(result, wanted, torch.ones_like(result))
 
         return run
 
     def tanh() -> torch.Tensor:
-        compared = torch.tanh(attention.key(grid).unsqueeze(1) + attention.query(query).unsqueeze(2))
-        return attention.score(compared)
+        return attention.score(torch.tanh(projected.unsqueeze(1) + attention.query(query).unsqueeze(2)))
 
+    def plain_cross_entropy() -> torch.Tensor:
+        """With the plain likelihood and the accuracy, which ours gives besides."""
+        logits = classifier(rows).float()
+        with torch.no_grad():
+            F.cross_entropy(logits, targets, reduction="sum")
+            (logits.argmax(-1) == targets).sum()
+        return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=0.1)
+
+    layer = (rows, classifier.weight, classifier.bias)
+    with torch.autocast("cpu", torch.bfloat16):  # keys are made once an image, before the loop over words
+        keys = attention.keys(grid).detach().requires_grad_()
+        projected = attention.key(grid).detach().requires_grad_()
+    own = (query, attention.query.weight, attention.score.weight)
     return {
-        "additive attention, a step": (both(lambda: attention.scores(query, attention.keys(grid))), both(tanh)),
+        "additive attention, a word": (
+            both(lambda: attention.scores(query, keys), *own, keys),
+            both(tanh, *own, projected),
+        ),
         "dropout of a caption's words": (lambda: Dropout()(rows), lambda: nn.Dropout()(rows)),
         "cross-entropy over the vocabulary": (
-            both(lambda: linear_cross_entropy(rows, classifier, targets, 0.1)[0]),
-            both(lambda: F.cross_entropy(classifier(rows).float(), targets, reduction="sum", label_smoothing=0.1)),
+            both(lambda: linear_cross_entropy(rows, classifier, targets, 0.1)[0], *layer),
+            both(plain_cross_entropy, *layer),
         ),
     }
 
