@@ -1,38 +1,34 @@
 """All that the project says of its speed, measured: `python -m benchmarks`, or `make bench`.
 
-The attention decoder beside a textbook's and Hugging Face `generate`, the feature cache, and a whole evaluation. Prints
-one table, and writes JSON with the machine's description. Wants a quiet machine, and most of an hour.
+The attention decoder beside a textbook's and Hugging Face `generate`, its parts, the feature cache, and a whole
+evaluation. Prints one table, and writes JSON with the machine's description. Wants a quiet machine, and a quarter of an
+hour.
 `benchmarks/sweep.py` stays apart.
 """
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decoder, evaluation
+from benchmarks import decoder, evaluation, features, parts
 from benchmarks.measuring import Row, machine, table, use_cores, warn_unless_quiet
 from src.files import write_atomically
 
-PARTS = ("decoder", "features", "evaluation")
+PARTS = ("decoder", "parts", "features", "evaluation")
 
 
-def features(repeats: int, cores: int) -> tuple[list[dict[str, Any]], list[Row]]:
+def feature_cache(repeats: int, cores: int) -> tuple[list[dict[str, Any]], list[Row]]:
     """The feature cache's build, for each size of picture."""
-    if find_spec("benchmarks.features") is None:
-        return [], [Row("feature cache", "", "no benchmarks/features.py")]
-    module = importlib.import_module("benchmarks.features")
     measured, rows = [], []
-    for size in module.SIZES:
-        one = module.measure(size, repeats=repeats, threads=cores)
+    for size in features.SIZES:
+        one = features.measure(size, repeats=repeats, threads=cores)
         rates = one["images/s"]
         build, what = f"{rates['build']:.1f} images/s", f"feature cache, JPEGs of {size[0]} × {size[1]}"
         rows.append(Row(f"{what}, beside the plain loop", build, f"{rates['loop']:.1f} images/s", one["ratio"]))
-        rows.append(Row("  of what its cores allow", build, f"{rates['allowed']:.1f} images/s", one["share"]))
+        rows.append(Row("  of what its cores allow", build, f"{rates['allowed']:.1f} images/s", one["share"], 0.9))
         measured.append(one)
     return measured, rows
 
@@ -60,8 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "decoder" in options.only:
         measured = {name: decoder.measure(name, options.repeats) for name in decoder.SETTINGS}
         keep("decoder", measured, [row for name, each in measured.items() for row in decoder.rows(name, each)])
+    if "parts" in options.only:
+        measured = {name: parts.measure(name, options.repeats) for name in decoder.SETTINGS}
+        keep("parts", measured, [row for name, each in measured.items() for row in parts.rows(name, each)])
     if "features" in options.only:
-        keep("features", *features(options.repeats, options.cores))
+        keep("features", *feature_cache(options.repeats, options.cores))
     if "evaluation" in options.only:
         measured = evaluation.measure(repeats=min(options.repeats, 3))
         keep("evaluation", measured, evaluation.rows(measured))

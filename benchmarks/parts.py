@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.decoder import QUICK, SETTINGS, Ours, Setting, our_training, regions_and_tokens
-from benchmarks.measuring import alternate, machine, use_cores, warn_unless_quiet
+from benchmarks.measuring import Row, alternate, machine, spread, table, use_cores, warn_unless_quiet
 from src.attention import AdditiveAttention
 from src.config import ROOT
 from src.data.module import TrainingOrder
@@ -84,8 +85,8 @@ def parts(setting: Setting) -> dict[str, Ways]:
     }
 
 
-def step_seconds(name: str, way: str, repeats: int) -> float:
-    """The median of training steps in a fresh process, with freed memory kept or given back."""
+def step_seconds(name: str, way: str, repeats: int) -> list[float]:
+    """Of training steps in a fresh process, with freed memory kept or given back."""
     here = [sys.executable, "-m", "benchmarks.parts", "--setting", name, "--repeats", str(repeats)]
     done = subprocess.run([*here, "--step", way], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -125,6 +126,24 @@ def compiled(setting: Setting, repeats: int) -> dict[str, float]:
     return {"first step": first, **{way: statistics.median(each) for way, each in seconds.items()}}
 
 
+def measure(name: str, repeats: int = 9) -> dict[str, dict[str, Any]]:
+    """Seconds of each part, ours and plain: medians with what they were taken from."""
+    step = "a training step, freed memory kept"
+    seconds = {step: {way: step_seconds(name, way, repeats) for way in STEPS_IN}}
+    for part, (ours, plain) in parts((SETTINGS | QUICK)[name]).items():
+        seconds[part] = alternate({"ours": ours, "plain": plain}, repeats, warm=3)
+    return {part: {way: spread(readings) for way, readings in each.items()} for part, each in seconds.items()}
+
+
+def rows(name: str, measured: dict[str, dict[str, Any]]) -> list[Row]:
+    """A setting's lines of the table."""
+    found = [Row(f"parts, {name}", "", "plain way")]
+    for part, each in measured.items():
+        ours, plain = (way["median"] for way in each.values())
+        found.append(Row(f"  {part}", f"{1000 * ours:.1f} ms", f"{1000 * plain:.1f} ms", plain / ours))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.parts", description=__doc__.split("\n\n")[0])
@@ -132,36 +151,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9, help="readings of each (%(default)s)")
     parser.add_argument("--tsv", type=Path, metavar="FILE", help="captions whose lengths are looked at")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile, which takes a minute")
-    parser.add_argument("--step", choices=STEPS_IN, help="only print the seconds of a training step")
+    parser.add_argument("--step", choices=STEPS_IN, help="only print the seconds of training steps")
     options = parser.parse_args(arguments)
     setting = (SETTINGS | QUICK)[options.setting]
     if options.step:
         if options.step == "kept":
             use_cores(2)
         run = our_training(setting, "auto", IMAGES).run
-        print(json.dumps(statistics.median(alternate({"": run}, options.repeats, warm=3)[""])))
+        print(json.dumps(alternate({"": run}, options.repeats, warm=3)[""]))
         return 0
     warn_unless_quiet(machine())
-    kept, given = (step_seconds(options.setting, way, options.repeats) for way in STEPS_IN)
-    rows = {"a training step, freed memory kept": (kept, given)}
     use_cores(2)
-    for name, (fast, plain) in parts(setting).items():
-        seconds = alternate({"fast": fast, "plain": plain}, options.repeats, warm=3)
-        rows[name] = (statistics.median(seconds["fast"]), statistics.median(seconds["plain"]))
-    print(f"{'milliseconds':<36} {'ours':>8} {'plain':>8} {'ratio':>6}")
-    for name, (ours, plain_seconds) in rows.items():
-        print(f"{name:<36} {1000 * ours:8.1f} {1000 * plain_seconds:8.1f} {plain_seconds / ours:6.2f}")
+    print(table(rows(options.setting, measure(options.setting, options.repeats))))
     if options.tsv:
         tokens = EnglishTokenizer().tokens
-        table = read_tsv(options.tsv, options.tsv.parent, verify="none")
-        lengths = [[len(tokens(text)) + 1 for text in texts] for texts in table.captions]
+        captions = read_tsv(options.tsv, options.tsv.parent, verify="none").captions
+        lengths = [[len(tokens(text)) + 1 for text in texts] for texts in captions]
         print("\nsteps computed for a real token, 64 pictures with all their captions")
-        for name, ratio in steps_a_token(lengths, IMAGES, CAPTIONS).items():
-            print(f"{name:<36} {ratio:8.2f}")
+        for name, ratio in steps_a_token(lengths, IMAGES, max(map(len, lengths))).items():
+            print(f"  {name:<24} {ratio:6.2f}")
     if options.compile:
         print("\nseconds of a training step, torch.compile inside the loop")
-        for name, each in compiled(setting, options.repeats).items():
-            print(f"{name:<36} {each:8.2f}")
+        for name, seconds in compiled(setting, options.repeats).items():
+            print(f"  {name:<24} {seconds:6.2f}")
     return 0
 
 

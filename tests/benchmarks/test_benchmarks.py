@@ -140,12 +140,13 @@ def test_a_profile_names_what_a_step_and_a_search_spend_their_time_on():
 
 def test_the_parts_are_timed_beside_the_plain_way(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(parts, "use_cores", lambda count: None)
-    monkeypatch.setattr(parts, "step_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(parts, "step_seconds", lambda *_: [1.0])
     (tmp_path / "t.tsv").write_text("a.jpg\ta dog\na.jpg\ta dog runs\nb.jpg\ta man sits down\n")
-    assert parts.main(["--setting", "quick", "--repeats", "1", "--tsv", str(tmp_path / "t.tsv")]) == 0
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert parts.main(["--setting", "quick", "--repeats", "1", "--compile", "--tsv", str(tmp_path / "t.tsv")]) == 0
     told = capsys.readouterr().out
     assert "additive attention" in told and "dropout" in told and "cross-entropy" in told
-    assert "of like length, corner" in told
+    assert "of like length, corner" in told and "as it is" in told
 
 
 def test_steps_for_a_token_by_hand():

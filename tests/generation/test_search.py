@@ -2,7 +2,11 @@ import itertools
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from src.captioner import Captioner
+from src.data.tokenizer import EnglishTokenizer
+from src.data.transforms import Preprocess
 from src.data.vocabulary import BOS, EOS, PAD, UNK
 from src.decoders.base import Output
 from src.generation import BeamSearch, GreedySearch
@@ -187,3 +191,28 @@ def test_more_beams_than_captions():
 def test_impossible_settings_are_refused(key, value):
     with pytest.raises(ValueError, match=f"generation.{key}={value}"):
         BeamSearch(**{key: value})
+
+
+def test_a_search_casts_each_weight_once(tiny_model, vocabulary):
+    """Under autocast, whose casts inference mode would not keep from one step to the next."""
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].shape == tiny_model.decoder.classifier.weight.shape:
+                self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    captioner = Captioner(
+        tiny_model,
+        vocabulary,
+        EnglishTokenizer(),
+        Preprocess(32),
+        BeamSearch(3, min_length=6, max_length=6),
+        device_name="cpu",
+        precision_name="bf16",
+    )
+    with Casts() as casts:
+        captioner.search(torch.randint(255, (2, 3, 32, 32), dtype=torch.uint8))
+    assert casts.count == 1
