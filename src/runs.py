@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from src.curves import curves_svg, read_curve
 from src.files import write_atomically
 from src.metrics import is_fraction
 
@@ -275,6 +276,7 @@ EXAMPLES = """examples:
   python -m src.runs --filter 'CIDEr>0.5' --filter flickr8k      both; a text is looked for in names and overrides
   python -m src.runs --filter state=failed --columns run,error   what went wrong
   python -m src.runs --columns run,optimizer.lr,seed,CIDEr       any field of the config is a column
+  python -m src.runs --filter flickr8k --curve curve.svg         a picture of validation CIDEr-D by epoch
   python -m src.runs runs/flickr8k --split test --csv scores.csv all columns, for a spreadsheet; `-` prints them
 
 Tables show scores × 100; filters and CSV have them as scores.json does, from 0 to 1 (CIDEr to 10).
@@ -302,6 +304,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--columns", metavar="KEY,KEY,…", help="what to show: of the record, scores, choices or config")
     result.add_argument("--split", default="val", help="whose scores (%(default)s)")
     result.add_argument("--limit", type=int, metavar="N", help="only the first N")
+    result.add_argument("--curve", type=Path, metavar="FILE.svg", help="draw their learning curves instead")
+    result.add_argument("--score", default="CIDEr", help="what --curve draws, of the validation (%(default)s)")
     result.add_argument("--csv", metavar="FILE", help="write CSV instead, every column unless --columns says which")
     return result
 
@@ -360,7 +364,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     try:
         columns, rows = listed(options)
-        if options.csv and options.csv != "-":
+        if options.curve:
+            if not rows:
+                raise ValueError("no runs to draw: look at them without --curve first")
+            curves = {str(row["run"]): read_curve(options.root / str(row["run"]), options.score) for row in rows}
+            share = is_fraction(options.score)
+            label = f"validation {options.score}" + (" × 100" if share else "")
+            write_atomically(options.curve, curves_svg(curves, label, 100 if share else 1))
+            print(f"{len(rows)} runs: {options.curve}")
+        elif options.csv and options.csv != "-":
             write_atomically(Path(options.csv), csv_table(columns, rows))
             print(f"{len(rows)} runs: {options.csv}")
         elif options.csv:
