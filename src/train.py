@@ -178,12 +178,15 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     best: Any = trainer.checkpoint_callback
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
-    score = getattr(best, "best_model_score", None)
+    score, monitor, mode = (getattr(best, name, None) for name in ("best_model_score", "monitor", "mode"))
+    if score is None:  # nothing selected an epoch: the last is kept, and its score tells runs apart
+        monitor, mode = "val/CIDEr", "max"
+        score = trainer.callback_metrics.get(monitor)
     record["epochs"] = trainer.current_epoch
     results: dict[str, Any] = {}
     if score is not None:
-        record |= {"best": float(score), "monitor": best.monitor, "mode": best.mode}
-        results = {f"best/{best.monitor}": float(score)}
+        record |= {"best": float(score), "monitor": monitor, "mode": mode}
+        results = {f"best/{monitor}": float(score)}
     if trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
