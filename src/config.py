@@ -176,12 +176,13 @@ def autocast_dtype(name: str) -> torch.dtype | None:
 
 def keep_freed_memory() -> None:
     """Have glibc's malloc, where that is what there is, keep what tensors free for the next ones instead of giving it
-    back: else the system clears every page again at every step, a fifth of training's time on a CPU."""
+    back: else the system clears every page again at every step (docs/performance.md)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        most = 2**31 - 1
-        mallopt(-1, most)  # M_TRIM_THRESHOLD
-        mallopt(-3, most)  # M_MMAP_THRESHOLD
+        trim, mmap, most = -1, -3, 2**31 - 1  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        # An older glibc takes 32 MB at most. The other alone would end its own adjustment, and make it slower.
+        if mallopt(mmap, most) or mallopt(mmap, 32 << 20):
+            mallopt(trim, most)
 
 
 def device() -> str:

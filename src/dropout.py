@@ -17,6 +17,6 @@ class Dropout(nn.Dropout):
             return F.dropout(input, self.p, self.training)
         drawn = torch.empty(-(-input.numel() * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
         bits = drawn.view(torch.int16)[: input.numel()].view(input.shape)
-        dropped = round(self.p * 2**BITS)
+        dropped = min(round(self.p * 2**BITS), 2**BITS - 1)
         kept = bits >= dropped - 2 ** (BITS - 1)
         return input * kept.to(input.dtype).mul_(2**BITS / (2**BITS - dropped))

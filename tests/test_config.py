@@ -1,7 +1,10 @@
+import ctypes
 import subprocess
 import sys
 
 import pytest
+
+from src.config import keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch
@@ -24,3 +27,25 @@ def test_memory_that_a_tensor_freed_is_the_next_ones():
     )
     assert kept < 100
     assert kept < given_back
+
+
+@pytest.mark.parametrize(
+    ("most", "settings"),
+    [(2**31 - 1, {-3: 2**31 - 1, -1: 2**31 - 1}), (32 << 20, {-3: 32 << 20, -1: 2**31 - 1}), (0, {})],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_an_older_malloc_is_asked_for_what_it_takes(most, settings, monkeypatch):
+    """Where the larger blocks stay with the system, its own threshold must go on growing: nothing is set."""
+    made = {}
+
+    class Old:
+        @staticmethod
+        def mallopt(name, value):
+            if name == -3 and value > most:
+                return 0
+            made[name] = value
+            return 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Old)
+    keep_freed_memory()
+    assert made == settings

@@ -37,3 +37,7 @@ def test_nothing_happens_in_evaluation_or_at_zero():
     x = torch.randn(3)
     assert torch.equal(Dropout(0.5).eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_nearly_all_may_be_dropped():
+    assert Dropout(0.999999)(torch.ones(100)).isfinite().all()

@@ -196,7 +196,8 @@ class TrainingOrder(Sampler[list[Item]]):
                 own = [lengths[caption] for caption in groups[-1].captions]
                 words.append((max(own), sum(own)))
         draws = rng.integers(2**63, size=len(groups)).tolist()
-        order = rng.permutation(len(groups))
+        # Ranks take equally many: what is left over is cut off here, at random, not from a window's longest captions.
+        order = rng.permutation(len(groups))[: len(groups) // self.world * self.world]
         every = self.batch_size * self.world
         longest, total = np.array(words).T
         # Nearly alike in the longest caption, which padding follows, and then in all of them.
@@ -204,11 +205,10 @@ class TrainingOrder(Sampler[list[Item]]):
         windows = [order[i : i + self.BUCKET * every] for i in range(0, len(order), self.BUCKET * every)]
         order = np.concatenate([window[ranks[window].argsort()] for window in windows])
         batches = [order[i : i + every] for i in range(0, len(order), every)]
-        full = rng.permutation(len(groups) // every).tolist()
+        full = rng.permutation(len(order) // every).tolist()
         start, self.start = self.start, 0
         for step in range(start, self.steps):
             chunk = batches[full[step]] if step < len(full) else batches[step]
-            chunk = chunk[: len(chunk) // self.world * self.world]
             chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
             yield [groups[i]._replace(draw=draws[i]) for i in chunk[self.rank :: self.world]]
 

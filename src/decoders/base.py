@@ -117,5 +117,6 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, E) → unnormalised log-probabilities of the next word (…, V)."""
+        """(…, E) → unnormalised log-probabilities of the next word (…, V). Not to be overridden: objectives train
+        `dropout` and `classifier` without these logits ever existing at once."""
         return self.classifier(self.dropout(hidden))

@@ -28,7 +28,7 @@ class AttentionLSTMState(NamedTuple):
 
 
 class LSTMCell(nn.Module):
-    """One LSTM step whose input product is made outside the loop over words: gates = input part + W h."""
+    """One LSTM step whose input product is given: gates = input part + W h."""
 
     def __init__(self, recurrent: int, hidden: int) -> None:
         super().__init__()

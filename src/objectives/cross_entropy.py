@@ -34,15 +34,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float, learning: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocabulary = weight.size(0)
         narrow = weight.to(hidden.dtype)
         narrow_bias = bias.to(hidden.dtype)
         rows = max(1, (CHUNK if hidden.device.type == "cpu" else 16 * CHUNK) // vocabulary)
         total, plain, correct = (hidden.new_zeros((), dtype=torch.float32) for _ in range(3))
-        wanted = any(ctx.needs_input_grad)
-        grad_hidden = torch.empty_like(hidden)
+        wanted = learning and any(ctx.needs_input_grad)  # which says nothing of no_grad
+        grad_hidden = torch.empty_like(hidden) if wanted else hidden
         grad_weight = torch.zeros_like(weight) if wanted else weight
         grad_bias = torch.zeros_like(bias) if wanted else bias
         for start in range(0, len(hidden), rows):
@@ -70,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, None
+        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, None, None
 
 
 def linear_cross_entropy(
@@ -82,7 +82,9 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
     with torch.autocast(kind, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, classifier.weight, classifier.bias, targets, smoothing)
+        return _LinearCrossEntropy.apply(
+            hidden, classifier.weight, classifier.bias, targets, smoothing, torch.is_grad_enabled()
+        )
 
 
 class CrossEntropy(nn.Module):

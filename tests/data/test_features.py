@@ -123,7 +123,7 @@ def test_each_thread_encodes_alone_and_in_the_asked_precision(encoder, shapes, t
 
 
 def test_decoding_goes_on_while_the_encoder_works(encoder, shapes, tmp_path, monkeypatch):
-    """While batch 0 is encoded, the second thread decodes, and goes no further than the queue is long."""
+    """While batch 0 is encoded, the second thread decodes."""
     decoded, waiting, original = [], threading.Event(), encoder.backbone.forward
     open_picture = Preprocess.open
 

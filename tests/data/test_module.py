@@ -109,6 +109,20 @@ def test_order_is_a_function_of_seed_epoch_step_and_rank():
         assert sorted(mine + theirs) == sorted(whole), "two ranks see what one with both batches sees"
 
 
+def test_what_ranks_leave_out_is_not_always_the_longest():
+    """41 captions of 1 to 41 words: one is left over where two ranks take 4 each."""
+    left_out = set()
+    for number in range(20):
+        seen = set()
+        for rank in range(2):
+            order = TrainingOrder([[words] for words in range(1, 42)], 4, 1, 0, rank, 2)
+            order.set_epoch(number)
+            seen |= {item.image for batch in order for item in batch}
+        left_out |= set(range(41)) - seen
+        assert len(seen) == 40
+    assert len(left_out) > 10
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_sees_every_image_once(world):
     seen = [item for rank in range(world) for step in EvaluationOrder([1] * 10, 4, rank, world) for item in step]

@@ -104,5 +104,7 @@ def test_the_chunked_loss_has_torchs_value_and_gradients(chunk, smoothing, monke
     wanted = [hidden, *classifier.parameters()]
     for mine, its in zip(torch.autograd.grad(3 * total, wanted), torch.autograd.grad(3 * theirs, wanted), strict=True):
         torch.testing.assert_close(mine, its)
-    with torch.no_grad():
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         assert cross_entropy.linear_cross_entropy(hidden, classifier, targets, smoothing)[0] == total
+    called = {event.name for event in profile.events()}
+    assert "aten::addmm" in called and "aten::mm" not in called, "no gradient is made that nobody asks for"
