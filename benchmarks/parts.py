@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.decoder import QUICK, SETTINGS, Ours, Setting, our_training, regions_and_tokens
 from benchmarks.measuring import Row, alternate, machine, spread, table, use_cores, warn_unless_quiet
 from src.attention import AdditiveAttention
-from src.config import ROOT
+from src.config import ROOT, keep_freed_memory
 from src.data.module import TrainingOrder
 from src.data.tokenizer import EnglishTokenizer
 from src.data.tsv import read_tsv
@@ -88,7 +88,9 @@ def parts(setting: Setting) -> dict[str, Ways]:
 def step_seconds(name: str, way: str, repeats: int) -> list[float]:
     """Of training steps in a fresh process, with freed memory kept or given back."""
     here = [sys.executable, "-m", "benchmarks.parts", "--setting", name, "--repeats", str(repeats)]
-    done = subprocess.run([*here, "--step", way], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*here, "--step", way, "--cores", str(torch.get_num_threads())], cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"timing the step failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -152,16 +154,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tsv", type=Path, metavar="FILE", help="captions whose lengths are looked at")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile, which takes a minute")
     parser.add_argument("--step", choices=STEPS_IN, help="only print the seconds of training steps")
+    parser.add_argument("--cores", type=int, default=2, help="that all may use (%(default)s)")
     options = parser.parse_args(arguments)
     setting = (SETTINGS | QUICK)[options.setting]
     if options.step:
         if options.step == "kept":
-            use_cores(2)
+            keep_freed_memory()
+        torch.set_num_threads(options.cores)
         run = our_training(setting, "auto", IMAGES).run
         print(json.dumps(alternate({"": run}, options.repeats, warm=3)[""]))
         return 0
     warn_unless_quiet(machine())
-    use_cores(2)
+    use_cores(options.cores)
     print(table(rows(options.setting, measure(options.setting, options.repeats))))
     if options.tsv:
         tokens = EnglishTokenizer().tokens
