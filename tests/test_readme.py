@@ -107,8 +107,10 @@ def test_each_data_set_has_a_command():
 def test_list_commands(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs", "flickr8k/a", scores={"CIDEr": 0.6}, choices={"decoder": "lstm_attn"})
+    (tmp_path / "runs" / "flickr8k" / "a" / "metrics.csv").write_text("epoch,val/CIDEr\n0,0.6\n")
     assert runs.main(arguments) == 0
     assert (tmp_path / "scores.csv").exists() == ("--csv" in arguments)
+    assert (tmp_path / "curve.svg").exists() == ("--curve" in arguments)
 
 
 def test_there_are_commands_of_each_kind():
