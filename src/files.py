@@ -10,7 +10,8 @@ log = logging.getLogger(__name__)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
+    """Write a whole file or none of it, and the folder that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8", newline="\n")
     os.replace(partial, path)

@@ -26,5 +26,6 @@ def test_who_waits_says_for_what_and_then_goes_on(tmp_path, caplog):
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
-    write_atomically(tmp_path / "a.json", "{}")
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "{}")]
+    folder = tmp_path / "new" / "folder"
+    write_atomically(folder / "a.json", "{}")
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("a.json", "{}")]
