@@ -245,4 +245,6 @@ def test_the_average_of_the_weights_is_what_is_kept(shapes, tmp_path):
     kept = weights("kept", "trainer.max_epochs=2", "callbacks.averaging.decay=1.0")
     last = weights("last", "trainer.max_epochs=2", "callbacks.averaging.decay=0.0")
     assert all(torch.equal(kept[name], tensor) for name, tensor in once.items() if tensor.is_floating_point())
+    counters = [name for name, tensor in once.items() if not tensor.is_floating_point()]
+    assert counters and all(torch.equal(kept[name], last[name]) for name in counters), "counted on, not averaged"
     assert not torch.equal(last["decoder.word.weight"], kept["decoder.word.weight"])
