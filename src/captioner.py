@@ -14,7 +14,7 @@ from src.data.images import load_image
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import EOS, Vocabulary
-from src.encoders.base import Features, grid_boxes
+from src.encoders.base import Features
 from src.generation.base import Hypotheses, Search
 from src.model import CaptioningModel, instantiate
 
@@ -112,8 +112,7 @@ class Captioner:
         tokens, log_probs, scores = found.tokens.tolist(), found.log_probs.tolist(), found.scores.tolist()
         lengths = found.lengths.tolist()
         looks = None if found.attention is None else found.attention.float().cpu().numpy()
-        side = 0 if looks is None else int(looks.shape[-1] ** 0.5)
-        boxes = grid_boxes(side, side).numpy() if side else None
+        boxes = None if looks is None else self.model.encoder.boxes(looks.shape[-1]).numpy()
 
         def caption(b: int, k: int) -> Caption:
             length = lengths[b][k]

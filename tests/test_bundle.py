@@ -90,6 +90,12 @@ def test_attention_covers_the_words(vocabulary, pictures):
     assert caption.attention.sum(-1) == pytest.approx(1, abs=1e-4)
 
 
+def test_attention_over_several_grids_has_their_boxes(vocabulary, pictures):
+    caption = captions_of(make(vocabulary, encoder__grids=[2]), pictures)[0]
+    assert caption.attention.shape == (len(caption.words), 20) and caption.boxes.shape == (20, 4)
+    assert caption.boxes[16].tolist() == [0, 0, 0.5, 0.5]
+
+
 def test_another_search(vocabulary, tmp_path, pictures):
     save_bundle(tmp_path / "b", make(vocabulary))
     captioner = Captioner.load(tmp_path / "b", GreedySearch(max_length=2), "cpu")

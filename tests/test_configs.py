@@ -153,6 +153,7 @@ def test_a_run_without_hydra_has_a_name():
         ["attention=dot"],
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
+        ["encoder.grids=[1]", "encoder=efficientnet_lite0"],
     ],
     ids=" ".join,
 )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from src.dropout import Dropout
 from src.ranges import at_least, share
@@ -97,6 +98,8 @@ class Encoder(nn.Module):
         width: D of the features given to the decoder; None keeps the backbone's own.
         position: add each region's position (grids only; a single vector has none).
         pool: one fixed-length vector, the mean of the regions, instead of the grid.
+        grids: sides of coarser grids of the same map to attend over besides, such as (1, 3): a region of theirs is the
+            mean of what it covers. The spatial pyramid of He et al., 2015 (https://arxiv.org/abs/1406.4729).
         frozen: how many of the backbone's stages learn nothing, counted from the pixels; True: all, False: none. They
             stay in eval mode, so that what they give can be cached. Gradients still reach the pixels.
         unfreeze_epoch: the other stages learn from this epoch on (0-based), and are frozen before.
@@ -106,7 +109,8 @@ class Encoder(nn.Module):
         dropout: on the backbone's output, while training.
 
     Raises:
-        ValueError: a number of stages that the backbone does not have, or settings of learning where all is frozen.
+        ValueError: a number of stages that the backbone does not have, settings of learning where all is frozen, or
+            grids of a single vector.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Encoder(nn.Module):
         width: int | None = 512,
         position: bool = True,
         pool: bool = False,
+        grids: Sequence[int] = (),
         frozen: bool | int = True,
         unfreeze_epoch: int = 0,
         learning_rate: float | None = None,
@@ -122,7 +127,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        at_least(1, "encoder", width=width)
+        at_least(1, "encoder", width=width, grids=grids)
         at_least(0, "encoder", learning_rate=learning_rate, unfreeze_epoch=unfreeze_epoch)
         share("encoder", dropout=dropout)
         stages = backbone.stages
@@ -143,7 +148,9 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.frozen_stages, self.unfreeze_epoch = count, unfreeze_epoch
         self.learning_rate, self.batch_norm = learning_rate, batch_norm
-        self.pool = pool
+        self.pool, self.grids = pool, tuple(grids)
+        if self.vector and self.grids:
+            raise ValueError(f"encoder.grids={list(grids)}: the encoder gives one vector, which has no grids; use []")
         self.asleep = unfreeze_epoch > 0
         """Whether the stages that are to learn wait for their epoch."""
         self.width = width or backbone.width
@@ -208,18 +215,32 @@ class Encoder(nn.Module):
         """What the feature cache keeps: the last frozen stage's map of pixels (B, 3, H, W), as (B, R', D')."""
         return self.regions(pixels, self.frozen_stages)
 
+    def boxes(self, regions: int, device: torch.device | None = None) -> Tensor:
+        """Boxes (R, 4) of R regions as `forward` orders them: the map's cells row by row, then each coarser grid's.
+
+        Raises:
+            ValueError: the map is not square, or one of the grids is no coarser than it.
+        """
+        cells = regions - sum(side * side for side in self.grids)
+        finest = math.isqrt(max(cells, 0))
+        if finest * finest != cells:
+            raise ValueError(f"{cells} regions form no square grid: pictures are made square before the encoder")
+        if any(side >= finest for side in self.grids):
+            raise ValueError(f"encoder.grids={list(self.grids)}: the map is {finest} × {finest}; each must be coarser")
+        return torch.cat([grid_boxes(side, side, device) for side in (finest, *self.grids)])
+
     def forward(self, images: Tensor) -> Features:
         """Pixels (B, 3, H, W), uint8 or floats in [0, 1], or the frozen stages' output (B, R', D'), → Features."""
         regions = self.regions(images)
-        side = math.isqrt(regions.size(1))
-        if side * side != regions.size(1):
-            raise ValueError(
-                f"{regions.size(1)} regions form no square grid: pictures are made square before the encoder"
-            )
         if self.pool:
-            regions, side = regions.mean(1, keepdim=True), 1
-        boxes = grid_boxes(side, side, regions.device)
+            regions = regions.mean(1, keepdim=True)
+        boxes = self.boxes(regions.size(1) + sum(side * side for side in self.grids), regions.device)
         grid = self.project(self.dropout(regions.to(self.norm.weight.dtype)))
+        if self.grids:
+            side = math.isqrt(grid.size(1))
+            finest = grid.transpose(1, 2).unflatten(2, (side, side))
+            coarser = [F.adaptive_avg_pool2d(finest, side).flatten(2).transpose(1, 2) for side in self.grids]
+            grid = torch.cat([grid, *coarser], 1)
         if self.position is not None:
             grid = grid + self.position(boxes)
         grid = self.norm(grid)

@@ -278,16 +278,39 @@ def test_pooled_to_one_vector():
     torch.testing.assert_close(encoder(PIXELS).grid[:, 0], expected)
 
 
+def test_coarser_grids_are_means_of_the_map():
+    """A grid of one region is the mean of all; of 2 × 2, means of quadrants; each has its own box."""
+    torch.manual_seed(0)
+    encoder = Encoder(CNN(channels=(4, 8)), width=6, grids=(1, 2)).eval()
+    features = encoder(PIXELS)
+    cells = encoder.project(encoder.backbone(PIXELS).permute(0, 2, 3, 1))  # (2, 16, 16, 6)
+    quadrants = [cells[:, y : y + 8, x : x + 8] for y in (0, 8) for x in (0, 8)]
+    coarse = torch.stack([part.mean((1, 2)) for part in (cells, *quadrants)], 1)
+    boxes = torch.tensor(
+        [[0, 0, 1, 1], [0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]], dtype=torch.float32
+    )
+    assert features.grid.shape == (2, 256 + 5, 6) and features.mask.shape == (2, 261) and features.mask.all()
+    assert torch.equal(features.boxes[1, 256:], boxes) and torch.equal(features.boxes[0, :256], grid_boxes(16, 16))
+    torch.testing.assert_close(features.grid[:, 256:], encoder.norm(coarse + encoder.position(boxes)))
+    torch.testing.assert_close(
+        features.grid[:, :256], encoder.norm(cells.flatten(1, 2) + encoder.position(grid_boxes(16, 16)))
+    )
+    with pytest.raises(ValueError, match=r"encoder.grids=\[1, 2\]: the map is 2 × 2; each must be coarser"):
+        encoder(PIXELS[..., :8, :8])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"grids": [0]}, r"encoder.grids=\[0\]: at least 1"),
+        ({"grids": [2], "pool": True}, r"encoder.grids=\[2\]: the encoder gives one vector"),
         ({"frozen": 3}, r"encoder.frozen=3: this backbone has 2 stages \(1 convolution 1, 2 convolution 2\)"),
         ({"frozen": True, "learning_rate": 0.1}, "leaves none: set encoder.frozen to a number below 2"),
         ({"frozen": True, "unfreeze_epoch": 1}, "leaves none"),
         ({"batch_norm": "sync"}, "encoder.batch_norm=sync: choose auto, keep or learn"),
     ],
 )
-def test_impossible_fine_tuning_is_refused(options, message):
+def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Encoder(CNN(channels=(4, 8)), **options)
 
