@@ -237,8 +237,7 @@ class Encoder(nn.Module):
         boxes = self.boxes(regions.size(1) + sum(side * side for side in self.grids), regions.device)
         grid = self.project(self.dropout(regions.to(self.norm.weight.dtype)))
         if self.grids:
-            side = math.isqrt(grid.size(1))
-            finest = grid.transpose(1, 2).unflatten(2, (side, side))
+            finest = grid.transpose(1, 2).unflatten(2, (math.isqrt(grid.size(1)), -1))
             coarser = [F.adaptive_avg_pool2d(finest, side).flatten(2).transpose(1, 2) for side in self.grids]
             grid = torch.cat([grid, *coarser], 1)
         if self.position is not None:
