@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.data.vocabulary import BOS, EOS, PAD, UNK
-from src.decoders.lstm_attn import AttentionLSTMDecoder
+from src.decoders import AttentionLSTMDecoder
 
 
 class Textbook(nn.Module):

@@ -89,15 +89,19 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
     encoder = instantiate(config["encoder"])
     embedding = instantiate(config["embedding"], vocabulary_size=len(vocabulary))
     arguments: dict[str, Any] = {"embedding": embedding, "memory_width": encoder.width}
-    if getattr(locate(config["decoder"]["_target_"]), "attends", False):
-        if encoder.vector:
-            raise ConfigError(
-                "encoder gives one vector and decoder attends over regions: choose decoder=lstm, or give the encoder "
-                "a grid (encoder.pool=false, encoder.backbone.head=null)"
-            )
+    kind = locate(config["decoder"]["_target_"])
+    if getattr(kind, "attends", False) and encoder.vector:
+        raise ConfigError(
+            "encoder gives one vector and decoder attends over regions: choose decoder=lstm or gru, or give the "
+            "encoder a grid (encoder.pool=false, encoder.backbone.head=null)"
+        )
+    if getattr(kind, "takes_attention", False):
         if not config.get("attention"):
-            raise ConfigError("decoder attends but attention is null: choose attention=additive or attention=dot")
+            raise ConfigError("decoder attends but attention is null: choose attention=additive or another")
         arguments["attention"] = instantiate(
-            config["attention"], query_width=config["decoder"]["hidden"], memory_width=encoder.width
+            config["attention"],
+            query_width=config["decoder"]["hidden"],
+            memory_width=encoder.width,
+            input_width=embedding.size,
         )
     return CaptioningModel(encoder, instantiate(config["decoder"], **arguments))

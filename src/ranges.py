@@ -25,3 +25,14 @@ def share(group: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ValueError(f"{group}.{name}={value}: a share in [0, 1)")
+
+
+def divides(group: str, width: int, heads: int) -> None:
+    """Refuse a number of heads that does not divide the width that they share.
+
+    Raises:
+        ValueError: `decoder.heads=3: does not divide the width 512`.
+    """
+    at_least(1, group, heads=heads)
+    if width % heads:
+        raise ValueError(f"{group}.heads={heads}: does not divide the width {width}")

@@ -17,6 +17,7 @@ from src.generation.base import Search
 from src.metrics.captions import CaptionScorer
 from src.metrics.gather import GatheredCaptions
 from src.model import TRAINING, CaptioningModel, instantiate
+from src.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class CaptioningModule(lightning.LightningModule):
         model: CaptioningModel,
         vocabulary: Vocabulary,
         tokenizer: Tokenizer,
-        objective: torch.nn.Module,
+        objective: Objective,
         generation: Search,
         optimizer: Mapping[str, Any],
         scheduler: Mapping[str, Any] | None = None,
@@ -65,12 +66,17 @@ class CaptioningModule(lightning.LightningModule):
         self.fine_tuned = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
         self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
         self.sums: dict[str, Tensor] = {}
+        self.total_steps = float("inf")  # of the optimizer, in this run
+
+    def on_fit_start(self) -> None:
+        self.total_steps = self.trainer.estimated_stepping_batches
 
     # ------------------------------------------------------------------ training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Not at the epoch's start: Lightning leaves that hook out where a run is resumed in the middle of an epoch.
         self.model.encoder.at_epoch(self.current_epoch)
+        self.objective.progress = min(1.0, self.global_step / self.total_steps)
         if self.trainer.world_size == 1:  # several processes must agree on what has gradients from first to last
             for parameter in self.fine_tuned:
                 parameter.requires_grad_(not self.model.encoder.asleep)

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image, ImageDraw
 
+from src.config import ROOT
 from src.data.vocabulary import Vocabulary
 from src.encoders.base import Features, grid_boxes
 from src.model import CaptioningModel, build
@@ -15,10 +17,17 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), 
 SHAPES = ("square", "circle")
 
 
+TINY = {"hidden": 14, "layers": 1, "dropout": 0.1, "tied": False, "heads": 2, "width": 10, "feedforward": 20}
+
+
+def tiny_choice(group: str, choice: str) -> dict:
+    """A choice of conf/ at sizes that run in milliseconds."""
+    fields = yaml.safe_load((ROOT / "conf" / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    return fields | {name: size for name, size in TINY.items() if name in fields}
+
+
 def tiny_config(decoder: str = "lstm_attn", attention: str = "additive", **overrides: object) -> dict:
     """The builder's input at sizes that run in milliseconds."""
-    classes = {"lstm": "src.decoders.LSTMDecoder", "lstm_attn": "src.decoders.AttentionLSTMDecoder"}
-    attentions = {"additive": "src.attention.AdditiveAttention", "dot": "src.attention.DotAttention"}
     config = {
         "transform": {"_target_": "src.data.transforms.Preprocess", "size": 32, "fit": "squash"},
         "tokenizer": {"_target_": "src.data.tokenizer.EnglishTokenizer"},
@@ -29,8 +38,8 @@ def tiny_config(decoder: str = "lstm_attn", attention: str = "additive", **overr
             "frozen": False,
         },
         "embedding": {"_target_": "src.embeddings.LearnedEmbedding", "size": 12},
-        "attention": {"_target_": attentions[attention], "width": 10},
-        "decoder": {"_target_": classes[decoder], "hidden": 14, "layers": 1, "dropout": 0.1, "tied": False},
+        "attention": tiny_choice("attention", attention),
+        "decoder": tiny_choice("decoder", decoder),
         "generation": {"_target_": "src.generation.BeamSearch", "beam_size": 3, "max_length": 8},
         "provenance": {"encoder_weights": "random"},
     }

@@ -45,7 +45,7 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
     ("line", "sentence"),
     [
         # what Hydra cannot compose
-        ("decoder=lstmm", "decoder=lstmm: no such choice; decoder is one of lstm, lstm_attn"),
+        ("decoder=lstmm", "decoder=lstmm: no such choice; decoder is one of gru, gru_attn, lstm, lstm_attn"),
         ("experiments=flickr8k/frist", "no such choice; experiments is one of demo, flickr8k/first"),
         ("decoder.hiden=3", "decoder.hiden is no field of decoder=lstm_attn; it has hidden, "),
         ("decoder.hiden=3", "(did you mean decoder.hidden?)"),
@@ -72,7 +72,7 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
         ("data=tsv data.make.images=3", "data.make is null"),
         ("--cfg job decoder.hiden=3", "decoder.hiden is no field"),
         ("--help decodr", "decodr: no such group; there are data, "),
-        ("--help decoder=x", "decoder is one of lstm, lstm_attn"),
+        ("--help decoder=x", "decoder is one of gru, gru_attn, lstm, lstm_attn"),
         # sweeps: every value, before the first job
         ("-m decoder=lstm,lstmm", "decoder=lstmm: no such choice"),
         ("-m seed=1,2 decoder.hidden=3,many", "decoder.hidden=many: a whole number (int) is wanted"),
@@ -159,14 +159,14 @@ VIEWS = "transform=augmented data.cache_views=2"
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: at least 1"),
         ("callbacks.checkpoint.mode=up", "callbacks.checkpoint.mode=up: `mode` can be min, max"),
         # combinations
-        ("encoder=cnn encoder.backbone.head=[8]", "choose decoder=lstm, or give the encoder a grid"),
-        ("~attention", "choose attention=additive or attention=dot"),
+        ("encoder=cnn encoder.backbone.head=[8]", "choose decoder=lstm or gru, or give the encoder a grid"),
+        ("~attention", "choose attention=additive or another"),
         ("encoder=cnn transform.size=16", "pictures of 16 pixels vanish in 5 halvings"),
         ("encoder=cnn encoder.backbone.weights=imagenet", "has no published weights; use random or a file"),
         ("callbacks.checkpoint.monitor=val/METEOR", "val/Bleu_4, val/ROUGE_L, val/CIDEr, val/loss"),
         ("encoder.frozen=2 encoder.unfreeze_epoch=12", "encoder.unfreeze_epoch=12: trainer.max_epochs=12 ends before"),
         ("encoder.frozen=2 encoder.learning_rate=-1", "encoder.learning_rate=-1: at least 0"),
-        ("encoder.pool=true", "choose decoder=lstm, or give the encoder a grid (encoder.pool=false"),
+        ("encoder.pool=true", "choose decoder=lstm or gru, or give the encoder a grid (encoder.pool=false"),
         ("init_vocabulary=grow", "one of extend, keep is wanted"),
         ("freeze=[decoder.none]", "freeze=decoder.none: no such part; the decoder's are decoder.embedding"),
         ("freeze=[encoder.backbone]", "encoder.frozen=true does that"),

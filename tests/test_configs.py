@@ -85,8 +85,11 @@ def test_a_step_of_every_encoder(encoder, options, shapes, tmp_path):
     assert f'"stages": {1 if "encoder.frozen=1" in options else ""}' in kept, "the frozen stages were cached"
 
 
+DECODERS = sorted(p.stem for p in Path(CONF).glob("decoder/*.yaml"))
+
+
 @pytest.mark.parametrize("encoder", ["efficientnet_lite0", "cnn"])
-@pytest.mark.parametrize("decoder", ["lstm", "lstm_attn"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_step_of_every_decoder(encoder, decoder, shapes, tmp_path):
     train(composed([f"encoder={encoder}", f"decoder={decoder}", "generation=greedy", *tiny(shapes, tmp_path)]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "model.safetensors").exists()
@@ -108,13 +111,15 @@ def test_experiments_are_found_from_any_folder(tmp_path, monkeypatch):
 
 def test_a_vector_encoder_with_an_attending_decoder_is_refused_in_a_sentence(shapes, tmp_path):
     overrides = ["encoder=cnn", "encoder.backbone.head=[32]", *tiny(shapes, tmp_path)]
-    with pytest.raises(ValueError, match=r"choose decoder=lstm, or give the encoder a grid \(encoder.pool=false"):
+    with pytest.raises(
+        ValueError, match=r"choose decoder=lstm or gru, or give the encoder a grid \(encoder.pool=false"
+    ):
         train(composed(overrides))
     train(composed([*overrides, "decoder=lstm"]))
 
 
 def test_no_attention_for_an_attending_decoder_is_refused(shapes, tmp_path):
-    with pytest.raises(ValueError, match="choose attention=additive or attention=dot"):
+    with pytest.raises(ValueError, match="choose attention=additive or another"):
         train(composed(["encoder=cnn", "~attention", *tiny(shapes, tmp_path)]))
 
 
@@ -150,7 +155,12 @@ def test_a_run_without_hydra_has_a_name():
         ["transform=letterbox"],
         ["transform=resize", "transform.resize=72"],
         ["transform=augmented", "transform.fit=letterbox", "data.workers=2"],
-        ["attention=dot"],
+        *(
+            [f"attention={path.stem}", f"decoder={decoder}"]
+            for path in sorted(Path(CONF).glob("attention/*.yaml"))
+            for decoder in ("lstm_attn", "updown")
+        ),
+        ["objective.scheduled_sampling=0.5"],
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
         ["encoder.grids=[1]", "encoder=efficientnet_lite0"],

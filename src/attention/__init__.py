@@ -1,5 +1,23 @@
 """Query and memory → context and weights."""
 
-from src.attention.soft import AdditiveAttention, Attended, Attention, AttentionMemory, DotAttention
+from src.attention.adaptive import AdaptiveAttention
+from src.attention.hard import HardAttention
+from src.attention.soft import (
+    AdditiveAttention,
+    Attended,
+    Attention,
+    AttentionMemory,
+    DotAttention,
+    MultiheadAttention,
+)
 
-__all__ = ["AdditiveAttention", "Attended", "Attention", "AttentionMemory", "DotAttention"]
+__all__ = [
+    "AdaptiveAttention",
+    "AdditiveAttention",
+    "Attended",
+    "Attention",
+    "AttentionMemory",
+    "DotAttention",
+    "HardAttention",
+    "MultiheadAttention",
+]

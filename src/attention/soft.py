@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.encoders.base import Features
-from src.ranges import at_least
+from src.ranges import at_least, divides
 
 
 class AttentionMemory(NamedTuple):
@@ -29,13 +29,24 @@ class Attended(NamedTuple):
     weights: Tensor
     """(B, Q, R): non-negative, summing to 1 over the real regions."""
     log_prob: Tensor | None = None
-    """(B, Q): log-probability of a sampled look, where attention samples."""
+    """(B, Q): log-probability of a sampled look, where attention samples; 0 where this look was none."""
     sentinel: Tensor | None = None
-    """(B, Q): share of the look that went to the decoder's own memory instead of the image."""
+    """(B, Q): share of the look that went to the decoder's own memory instead of the image, in [0, 1]."""
 
 
 class Attention(nn.Module):
-    """The frame of soft attention; subclasses say how keys are made and compared with queries."""
+    """The frame of soft attention; subclasses say how keys are made and compared with queries.
+
+    Args:
+        query_width: H of the decoder.
+        memory_width: D of the regions, and of the context.
+        width: A, the width in which query and region are compared.
+        input_width: E of the decoder's words, for kinds that look at them.
+    """
+
+    def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
+        super().__init__()
+        at_least(1, "attention", width=width)
 
     def keys(self, grid: Tensor) -> Tensor:
         """Regions (B, R, D) → keys (B, R, A)."""
@@ -51,10 +62,14 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, input: Tensor, cell: Tensor, memory: AttentionMemory) -> Attended:
         """Look once. query (B, Q, H) is the decoder's hidden state; input (B, Q, E), the embedded word, and cell
         (B, Q, H) are for kinds of attention that weigh the image against what the decoder knows already."""
-        scores = self.scores(query, memory.keys).float()
-        scores = scores.masked_fill(~memory.mask.unsqueeze(1), torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
+        weights = masked(self.scores(query, memory.keys), memory.mask).softmax(-1)
         return Attended(weights.to(memory.values.dtype) @ memory.values, weights)
+
+
+def masked(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores (B, Q, R) in float32, so low where mask (B, R) has no region that a softmax makes them 0."""
+    scores = scores.float()
+    return scores.masked_fill(~mask.unsqueeze(1), torch.finfo(scores.dtype).min)
 
 
 LIMIT = 40.0
@@ -92,14 +107,11 @@ class AdditiveAttention(Attention):
     uses it (https://arxiv.org/abs/1502.03044).
 
     Args:
-        query_width: H of the decoder.
-        memory_width: D of the regions.
-        width: A, the width in which they are compared.
+        query_width, memory_width, width, input_width: see `Attention`.
     """
 
-    def __init__(self, query_width: int, memory_width: int, width: int = 512) -> None:
-        super().__init__()
-        at_least(1, "attention", width=width)
+    def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
+        super().__init__(query_width, memory_width, width, input_width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
@@ -124,14 +136,11 @@ class DotAttention(Attention):
     as by Vaswani et al., 2017 (https://arxiv.org/abs/1706.03762).
 
     Args:
-        query_width: H of the decoder.
-        memory_width: D of the regions.
-        width: A, the width in which they are compared.
+        query_width, memory_width, width, input_width: see `Attention`.
     """
 
-    def __init__(self, query_width: int, memory_width: int, width: int = 512) -> None:
-        super().__init__()
-        at_least(1, "attention", width=width)
+    def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
+        super().__init__(query_width, memory_width, width, input_width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width)
 
@@ -141,3 +150,47 @@ class DotAttention(Attention):
     def scores(self, query: Tensor, keys: Tensor) -> Tensor:
         query = self.query(query) * keys.size(-1) ** -0.5
         return query @ keys.transpose(1, 2)
+
+
+class MultiheadAttention(Attention):
+    """Several scaled dot products side by side, each over its own part of keys and values: Vaswani et al., 2017
+    (https://arxiv.org/abs/1706.03762). Values are projected once an image too; weights are the heads' mean.
+
+    Args:
+        query_width, memory_width, width, input_width: see `Attention`.
+        heads: their number, which divides `width`.
+    """
+
+    def __init__(
+        self,
+        query_width: int,
+        memory_width: int,
+        width: int = 512,
+        input_width: int | None = None,
+        heads: int = 8,
+    ) -> None:
+        super().__init__(query_width, memory_width, width, input_width)
+        divides("attention", width, heads)
+        self.heads = heads
+        self.key = nn.Linear(memory_width, width)
+        self.value = nn.Linear(memory_width, width)
+        self.query = nn.Linear(query_width, width)
+        self.output = nn.Linear(width, memory_width)
+
+    def keys(self, grid: Tensor) -> Tensor:
+        return self.key(grid)
+
+    def prepare(self, features: Features) -> AttentionMemory:
+        """Values are (B, R, A), the heads' parts one behind another."""
+        return AttentionMemory(self.key(features.grid), self.value(features.grid), features.mask)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, ·, A) → (B, heads, ·, A / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, query: Tensor, input: Tensor, cell: Tensor, memory: AttentionMemory) -> Attended:
+        queries, keys, values = (self._split(x) for x in (self.query(query), memory.keys, memory.values))
+        scores = queries @ keys.transpose(-1, -2) * queries.size(-1) ** -0.5
+        weights = masked(scores.flatten(1, 2), memory.mask).softmax(-1).unflatten(1, (self.heads, -1))
+        context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(-2)
+        return Attended(self.output(context), weights.mean(1))

@@ -24,6 +24,13 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     return tree
 
 
+def first_tensor(tree: Any) -> Tensor:
+    """One tensor of a Memory or State, which tells how many images there are, and where."""
+    while not isinstance(tree, Tensor):
+        tree = tree[0]
+    return tree
+
+
 def first_images(tree: Tree, count: int) -> Tree:
     """The first images of a Memory or State, as views."""
     return map_tensors(lambda x: x[:count], tree)
@@ -81,7 +88,9 @@ class Decoder(nn.Module):
     """
 
     attends: bool = False
-    """Whether it looks at regions, and so needs an attention and an encoder with a grid."""
+    """Whether it looks at regions, and so says where."""
+    takes_attention: bool = False
+    """Whether the way it looks is an `Attention` of one's choice."""
 
     def __init__(self, embedding: LearnedEmbedding, tied: bool, dropout: float) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from src.data.vocabulary import BOS, EOS, PAD
-from src.decoders.base import Decoder, select_beams, select_images
+from src.decoders.base import Decoder, first_tensor, select_beams, select_images
 from src.generation.base import Hypotheses, Search
 from src.ranges import at_least
 
@@ -57,7 +57,8 @@ class BeamSearch(Search):
     def __call__(self, decoder: Decoder, memory: Any, *, attention: bool = False) -> Hypotheses:
         width, alpha = self.beam_size, self.length_penalty
         state = decoder.start(memory)
-        batch, device = state[0].size(0), state[0].device
+        first = first_tensor(state)
+        batch, device = first.size(0), first.device
         # alive: log-probabilities (A, Q) of the unfinished captions of the A images still searched; Q is 1, then K
         alive = torch.zeros(batch, 1, device=device)
         word = torch.full((batch, 1), BOS, device=device)

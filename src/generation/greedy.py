@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from src.data.vocabulary import BOS, EOS, PAD
-from src.decoders.base import Decoder, select_images
+from src.decoders.base import Decoder, first_tensor, select_images
 from src.generation.base import Hypotheses, Search
 
 
@@ -16,7 +16,7 @@ class GreedySearch(Search):
 
     def __call__(self, decoder: Decoder, memory: Any, *, attention: bool = False) -> Hypotheses:
         state = decoder.start(memory)
-        first = state[0]
+        first = first_tensor(state)
         batch, device = first.size(0), first.device
         tokens = torch.full((batch, self.max_length + 1), PAD, device=device)
         log_probs = torch.zeros(batch, self.max_length + 1, device=device)

@@ -1,5 +1,6 @@
 """Model and batch → loss."""
 
-from src.objectives.cross_entropy import CrossEntropy, Loss
+from src.objectives.base import Loss, Objective
+from src.objectives.cross_entropy import CrossEntropy
 
-__all__ = ["CrossEntropy", "Loss"]
+__all__ = ["CrossEntropy", "Loss", "Objective"]
