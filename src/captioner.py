@@ -63,6 +63,7 @@ class Captioner:
         self.model = model.to(self.device).eval()
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
         self.preprocess, self.generation = preprocess, generation
+        generation.bind(vocabulary, tokenizer)
         self.dtype = autocast_dtype(precision(precision_name, self.device.type))
         self.config: dict[str, Any] = {}
 

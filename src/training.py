@@ -57,6 +57,7 @@ class CaptioningModule(lightning.LightningModule):
         self.model = model
         self.objective = objective
         self.vocabulary, self.tokenizer, self.generation = vocabulary, tokenizer, generation
+        generation.bind(vocabulary, tokenizer)
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
         self.references, self.metric_names = references, metrics
         self.config, self.seed = dict(config or {}), seed

@@ -161,6 +161,10 @@ def test_a_run_without_hydra_has_a_name():
             for decoder in ("lstm_attn", "updown")
         ),
         ["objective.scheduled_sampling=0.5"],
+        ["generation=beam"],
+        ["generation=sample", "generation.captions=3", "generation.top_p=0.9"],
+        ["generation=diverse_beam", "decoder=gru"],
+        ["generation=constrained", "generation.include=[red|blue]", "generation.exclude=[circle]"],
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
         ["encoder.grids=[1]", "encoder=efficientnet_lite0"],
@@ -171,6 +175,9 @@ def test_a_step_with_each_option(options, shapes, tmp_path):
     plainly = ["encoder=cnn", "encoder.frozen=true", "encoder.width=32", "generation=greedy"]
     train(composed([*plainly, *tiny(shapes, tmp_path), *options]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "model.safetensors").exists()
+    if "generation=constrained" in options:
+        captions = (tmp_path / "run.fast_dev_run" / "eval" / "val" / "captions.tsv").read_text().splitlines()
+        assert all(("red" in c or "blue" in c) and "circle" not in c for c in captions)
     assert (tmp_path / "cache" / "features").exists() == ("data.cache=false" not in options)
 
 

@@ -1,6 +1,6 @@
 """What every decoder shares: the word table, the output layer, and the contract that training and search rely on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -91,6 +91,8 @@ class Decoder(nn.Module):
     """Whether it looks at regions, and so says where."""
     takes_attention: bool = False
     """Whether the way it looks is an `Attention` of one's choice."""
+    controls: Sequence[int] = ()
+    """Ids that are given and never said."""
 
     def __init__(self, embedding: LearnedEmbedding, tied: bool, dropout: float) -> None:
         super().__init__()
@@ -107,10 +109,21 @@ class Decoder(nn.Module):
         """Features → Memory."""
         raise NotImplementedError
 
-    def start(self, memory: Any, condition: Any = None, generator: torch.Generator | None = None) -> Any:
-        """Memory → the State before the first word, for one caption an image (Q = 1). `condition` (a latent, a length)
-        and `generator` are for decoders that draw or follow something; these do not."""
+    def first_state(self, memory: Any) -> Any:
+        """Memory → the State before the first word, of one caption an image (Q = 1)."""
         raise NotImplementedError
+
+    def start(
+        self,
+        memory: Any,
+        condition: Any = None,
+        generator: torch.Generator | None = None,
+        captions: int = 1,
+    ) -> Any:
+        """Memory → the State before the first word, of as many captions an image as differ from the beginning: one, but
+        for decoders that follow a condition (B, Q, ·) or draw one of their own, by a generator, for each of so many
+        `captions`."""
+        return self.first_state(memory)
 
     def embed(self, words: Tensor) -> Tensor:
         """Ids (…) or probabilities over the vocabulary (…, V) → (…, E): sampled and relaxed words share a path."""
@@ -120,10 +133,15 @@ class Decoder(nn.Module):
         """One word (B, Q, E) further."""
         raise NotImplementedError
 
+    def read(self, embedded: Tensor, memory: Any, lengths: Tensor | None = None) -> Output:
+        """All words (B, Q, T, E) at once, as `forward`."""
+        raise NotImplementedError
+
     def forward(self, embedded: Tensor, memory: Any, condition: Any = None, lengths: Tensor | None = None) -> Output:
         """All words (B, Q, T, E) at once, teacher-forced; in eval mode equal to repeated `step`s to rounding. What lies
-        behind a caption's first `lengths` (B, Q) words need not be computed, and means nothing."""
-        raise NotImplementedError
+        behind a caption's first `lengths` (B, Q) words need not be computed, and means nothing. A condition is what
+        `start` takes."""
+        return self.read(embedded, memory, lengths)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, E) → unnormalised log-probabilities of the next word (…, V). Not to be overridden: objectives train

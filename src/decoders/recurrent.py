@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from src.decoders.base import Decoder, Output
@@ -57,9 +56,7 @@ class LSTMDecoder(Decoder):
     def prepare(self, features: Features) -> RecurrentMemory:
         return RecurrentMemory(self.image(features.pooled))
 
-    def start(
-        self, memory: RecurrentMemory, condition: Any = None, generator: torch.Generator | None = None
-    ) -> RecurrentState:
+    def first_state(self, memory: RecurrentMemory) -> RecurrentState:
         return self._run(memory.image[:, None, None], None)[1]
 
     def _run(self, embedded: Tensor, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
@@ -87,10 +84,8 @@ class LSTMDecoder(Decoder):
         top, after = self._run(embedded.unsqueeze(2), state)
         return Output(self.output(top.squeeze(2))), after
 
-    def forward(
-        self, embedded: Tensor, memory: RecurrentMemory, condition: Any = None, lengths: Tensor | None = None
-    ) -> Output:
-        top, _ = self._run(embedded, self.start(memory, condition))
+    def read(self, embedded: Tensor, memory: RecurrentMemory, lengths: Tensor | None = None) -> Output:
+        top, _ = self._run(embedded, self.first_state(memory))
         return Output(self.output(top))
 
 

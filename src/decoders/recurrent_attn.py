@@ -121,11 +121,9 @@ class AttendingDecoder(Decoder):
         seen, look, after = self.recur(embedded, _expanded(state, embedded.size(1)), memory)
         return Output(self._said(self.output(self.dropout(seen)), embedded), look.weights, _aux(look)), after
 
-    def forward(
-        self, embedded: Tensor, memory: AttendingMemory, condition: Any = None, lengths: Tensor | None = None
-    ) -> Output:
+    def read(self, embedded: Tensor, memory: AttendingMemory, lengths: Tensor | None = None) -> Output:
         batch, captions, words, _ = embedded.shape
-        state = _expanded(self.start(memory), captions)
+        state = _expanded(self.first_state(memory), captions)
         active = [(batch, captions)] * words if lengths is None else rectangles(lengths, words)
         seen: list[Tensor] = []
         looks: list[Attended] = []
@@ -221,9 +219,7 @@ class AttentionLSTMDecoder(AttendingDecoder):
     def prepare(self, features: Features) -> AttendingMemory:
         return AttendingMemory(self.attention.prepare(features), features.pooled)
 
-    def start(
-        self, memory: AttendingMemory, condition: Any = None, generator: torch.Generator | None = None
-    ) -> AttendingState:
+    def first_state(self, memory: AttendingMemory) -> AttendingState:
         first = self.initial(memory.image).unflatten(-1, (1, self.states, self.layers, self.hidden_size))
         hidden, *cell = first.unbind(2)
         return AttendingState(hidden.tanh(), cell[0] if cell else None)
@@ -298,9 +294,7 @@ class UpDownDecoder(AttendingDecoder):
         """The mean image's part of the first gates is the same at every step, so it is made here."""
         return AttendingMemory(self.attention.prepare(features), self.image(features.pooled))
 
-    def start(
-        self, memory: AttendingMemory, condition: Any = None, generator: torch.Generator | None = None
-    ) -> AttendingState:
+    def first_state(self, memory: AttendingMemory) -> AttendingState:
         zeros = memory.image.new_zeros(len(memory.image), 1, 2, self.hidden_size)
         return AttendingState(zeros, zeros)
 

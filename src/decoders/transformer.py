@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +140,7 @@ class TransformerDecoder(Decoder):
         )
         return TransformerMemory(keys, values, features.mask)
 
-    def start(
-        self, memory: TransformerMemory, condition: Any = None, generator: torch.Generator | None = None
-    ) -> TransformerState:
+    def first_state(self, memory: TransformerMemory) -> TransformerState:
         empty = memory.keys[0].new_zeros(len(memory.mask), 1, 0, self.input.out_features)
         return TransformerState((empty,) * len(self.blocks), (empty,) * len(self.blocks))
 
@@ -172,7 +170,5 @@ class TransformerDecoder(Decoder):
         assert output.attention is not None
         return Output(output.hidden.squeeze(2), output.attention.squeeze(2)), after
 
-    def forward(
-        self, embedded: Tensor, memory: TransformerMemory, condition: Any = None, lengths: Tensor | None = None
-    ) -> Output:
+    def read(self, embedded: Tensor, memory: TransformerMemory, lengths: Tensor | None = None) -> Output:
         return self._run(embedded, None, memory)[0]

@@ -1,21 +1,25 @@
-"""What every search shares: its result, and the rules on which words may come next."""
+"""What every search shares: its result, how a caption begins, and the rules on which words may come next."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from src.data.vocabulary import BOS, EOS, PAD, UNK
-from src.decoders.base import Decoder
+from src.decoders.base import Decoder, first_tensor
+
+if TYPE_CHECKING:
+    from src.data.tokenizer import Tokenizer
+    from src.data.vocabulary import Vocabulary
 
 
 class Hypotheses(NamedTuple):
     """B images, K captions each, best first; T the longest. Nothing here needs Lightning."""
 
     tokens: Tensor
-    """(B, K, T) ids without BOS; EOS where it ended by itself, then padding."""
+    """(B, K, T) ids without BOS and control tokens; EOS where it ended by itself, then padding."""
     log_probs: Tensor
-    """(B, K, T) log-probability of each token, 0 on padding."""
+    """(B, K, T) the model's own log-probability of each token, 0 on padding."""
     scores: Tensor
     """(B, K): what the search ranked by; −∞ where there were fewer than K captions to be had (such rows are empty)."""
     lengths: Tensor
@@ -54,16 +58,43 @@ class Search:
         self.no_repeat_ngram = no_repeat_ngram
         self.never = [PAD, BOS] if allow_unknown else [PAD, BOS, UNK]
 
-    def __call__(self, decoder: Decoder, memory: Any, *, attention: bool = False) -> Hypotheses:
-        """Caption every image of a Memory; `attention` asks for the looks as well, which costs memory."""
+    def bind(self, vocabulary: "Vocabulary", tokenizer: "Tokenizer") -> None:
+        """Learn the captioner's words, for searches that are told some.
+
+        Raises:
+            ValueError: a word that it does not know.
+        """
+
+    def __call__(
+        self, decoder: Decoder, memory: Any, *, prefix: Tensor | None = None, attention: bool = False
+    ) -> Hypotheses:
+        """Caption every image of a Memory. `prefix` (B, P) are control tokens that each begins with; `attention` asks
+        for the looks as well, which costs memory."""
         raise NotImplementedError
 
-    def next_words(self, logits: Tensor, step: int, history: Tensor | None) -> Tensor:
-        """Logits (B, Q, V) of the word number `step` (from 0) → log-probabilities in float32 with the forbidden ones at
-        −∞. history (B, Q, step) is needed where n-grams are blocked. The probabilities are the model's own: what is
-        forbidden is struck out, not redistributed."""
-        log_probs = logits.float().log_softmax(-1)
-        log_probs[..., self.never] = -torch.inf
+    def begin(
+        self,
+        decoder: Decoder,
+        memory: Any,
+        prefix: Tensor | None,
+        generator: torch.Generator | None = None,
+        captions: int = 1,
+    ) -> tuple[Any, Tensor]:
+        """The State before the last given word, and that word (B, Q): BOS, or where there is a prefix its last."""
+        state = decoder.start(memory, generator=generator, captions=captions)
+        batch, own = first_tensor(state).shape[:2]
+        word = torch.full((batch, own), BOS, device=first_tensor(state).device)
+        for control in () if prefix is None else prefix.to(word.device).unbind(1):
+            _, state = decoder.step(decoder.embed(word), state, memory)
+            word = control.unsqueeze(1).expand(batch, own)
+        return state, word
+
+    def next_words(self, decoder: Decoder, hidden: Tensor, step: int, history: Tensor | None) -> Tensor:
+        """What the decoder left (B, Q, ·) → log-probabilities (B, Q, V) in float32 of the word number `step` (from 0),
+        with the forbidden ones at −∞. history (B, Q, step) is needed where n-grams are blocked. The probabilities are
+        the model's own: what is forbidden is struck out, not redistributed."""
+        log_probs = decoder.logits(hidden).float().log_softmax(-1)
+        log_probs[..., [*self.never, *decoder.controls]] = -torch.inf
         if step < self.min_length:
             log_probs[..., EOS] = -torch.inf
         n = self.no_repeat_ngram

@@ -21,7 +21,9 @@ class Table(torch.nn.Module):
         super().__init__()
         self.table = logits
 
-    def start(self, memory, condition=None, generator=None):
+    controls = ()
+
+    def start(self, memory, condition=None, generator=None, captions=1):
         return (torch.zeros(memory.size(0), 1, 1),)
 
     def embed(self, words):
