@@ -24,9 +24,13 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
+    def features(self, images: Tensor | Features) -> Features:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features, which stay as they are."""
+        return images if isinstance(images, Features) else self.encoder(images)
+
     def memory(self, images: Tensor | Features) -> Any:
-        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → the decoder's Memory."""
-        return self.decoder.prepare(images if isinstance(images, Features) else self.encoder(images))
+        """What `features` takes → the decoder's Memory."""
+        return self.decoder.prepare(self.features(images))
 
 
 OWN = ("src.",)
@@ -80,7 +84,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
     """The one builder: training, bundles, export and tests all use it, so that widths are never written twice.
 
     Args:
-        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, each with its `_target_`.
+        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, `latent`, each with its `_target_`.
         vocabulary: sizes the word table and the output layer.
 
     Raises:
@@ -104,4 +108,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
             memory_width=encoder.width,
             input_width=embedding.size,
         )
-    return CaptioningModel(encoder, instantiate(config["decoder"], **arguments))
+    decoder = instantiate(config["decoder"], **arguments)
+    if config.get("latent"):
+        decoder = instantiate(config["latent"], decoder=decoder, memory_width=encoder.width)
+    return CaptioningModel(encoder, decoder)

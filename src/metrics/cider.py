@@ -1,12 +1,16 @@
 """CIDEr-D (Vedantam, Zitnick and Parikh, CVPR 2015), as pycocoevalcap's `Cider` computes it."""
 
+import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from src.files import write_atomically
 from src.metrics.bleu import ngrams
 
 ORDERS = 4
@@ -21,22 +25,51 @@ class _Vector(NamedTuple):
     length: int  # bigrams, as pycocoevalcap measures length
 
 
+class DocumentFrequencies(NamedTuple):
+    """In the references of how many images each n-gram of up to four words occurs."""
+
+    counts: Mapping[NGram, int]
+    images: int
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[str]]) -> "DocumentFrequencies":
+        """Of space-joined tokens, one list an image."""
+        counts: Counter[NGram] = Counter()
+        images = 0
+        for images, group in enumerate(groups, start=1):  # noqa: B007
+            counts.update({ngram for caption in group for ngram in _count(caption)})
+        return cls(counts, images)
+
+    @classmethod
+    def cached(cls, groups: Sequence[Sequence[str]], folder: Path) -> "DocumentFrequencies":
+        """`of`, kept in a folder as JSON under a digest of the references."""
+        digest = hashlib.sha256(json.dumps(groups, ensure_ascii=False).encode()).hexdigest()[:20]
+        path = folder / f"{digest}.json"
+        if path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return cls({tuple(ngram.split(" ")): n for ngram, n in kept["counts"].items()}, kept["images"])
+        found = cls.of(groups)
+        plain = {" ".join(ngram): n for ngram, n in found.counts.items()}
+        write_atomically(path, json.dumps({"images": found.images, "counts": plain}, ensure_ascii=False))
+        return found
+
+
 class CiderD:
     """CIDEr-D against fixed references, whose document frequencies and tf-idf vectors are computed once.
 
     `references` are space-joined tokens, one list an image. Scores have the range [0, 10]; 0.46 is what
-    tables print as 46. The document frequencies are the references': with a single image every score is 0.
+    tables print as 46. The document frequencies are the references' own unless others are given: with a
+    single image every score is 0.
     """
 
-    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        counts = {image: [_count(caption) for caption in group] for image, group in references.items()}
-        frequency = Counter(
-            ngram for group in counts.values() for ngram in {ngram for count in group for ngram in count}
-        )
+    def __init__(
+        self, references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies | None = None
+    ) -> None:
+        frequencies = frequencies or DocumentFrequencies.of(references.values())
         # An n-gram that no reference has counts as if one had it.
-        self._unseen = math.log(len(counts)) if counts else 0.0
-        self._idf = {ngram: self._unseen - math.log(number) for ngram, number in frequency.items()}
-        self._references = {image: [self._vector(count) for count in group] for image, group in counts.items()}
+        self._unseen = math.log(frequencies.images) if frequencies.images else 0.0
+        self._idf = {ngram: self._unseen - math.log(number) for ngram, number in frequencies.counts.items()}
+        self._references = {image: self._vectors(group) for image, group in references.items()}
 
     def score(self, candidates: Mapping[str, Sequence[str]]) -> tuple[float, np.ndarray]:
         """Mean and an array (images,) in the candidates' order; one candidate (joined tokens) an image.
@@ -48,9 +81,19 @@ class CiderD:
         return float(per_image.mean()), per_image
 
     def score_one(self, image: str, caption: str) -> float:
-        """CIDEr-D of one caption; so the several samples of an image are scored by as many calls."""
+        """CIDEr-D of one caption."""
+        return self._score(self._references[image], caption)
+
+    def score_samples(self, references: Sequence[str], captions: Sequence[str]) -> list[float]:
+        """CIDEr-D of several captions of an image whose references are given, by the document frequencies at hand."""
+        vectors = self._vectors(references)
+        return [self._score(vectors, caption) for caption in captions]
+
+    def _vectors(self, captions: Sequence[str]) -> list[_Vector]:
+        return [self._vector(_count(caption)) for caption in captions]
+
+    def _score(self, references: Sequence[_Vector], caption: str) -> float:
         candidate = self._vector(_count(caption))
-        references = self._references[image]
         total = sum(_similarity(candidate, reference) for reference in references)
         return 10.0 * total / (ORDERS * len(references))
 

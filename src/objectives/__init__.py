@@ -1,6 +1,9 @@
 """Model and batch → loss."""
 
+from src.objectives.adversarial import Adversarial
 from src.objectives.base import Loss, Objective
 from src.objectives.cross_entropy import CrossEntropy
+from src.objectives.self_critical import SelfCritical
+from src.objectives.variational import Variational
 
-__all__ = ["CrossEntropy", "Loss", "Objective"]
+__all__ = ["Adversarial", "CrossEntropy", "Loss", "Objective", "SelfCritical", "Variational"]

@@ -26,6 +26,8 @@ class Objective(nn.Module):
     """May own parts that learn besides the model (a discriminator, a posterior) and statistics (a baseline). In eval
     mode it is deterministic."""
 
+    needs_start: bool = False
+    """Whether it goes on from a captioner that speaks already, and makes little of random weights."""
     progress: float = 0.0
     """Share of the run's optimizer steps that are done, in [0, 1]: set before every batch, for schedules."""
 

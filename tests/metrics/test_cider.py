@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocoevalcap.cider.cider import Cider
 
-from src.metrics.cider import CiderD
+from src.metrics.cider import CiderD, DocumentFrequencies
 
 
 def test_equal_to_pycocoevalcap(tokenized):
@@ -32,3 +32,22 @@ def test_a_caption_equal_to_its_only_reference_scores_ten():
 
 def test_one_image_has_no_document_frequencies():
     assert CiderD({"x": ["a dog"]}).score({"x": ["a dog"]})[0] == 0.0
+
+
+def test_samples_are_scored_by_cached_document_frequencies(tokenized, tmp_path):
+    """Equal to pycocoevalcap's, whose statistics are the same references'; a second call reads the file."""
+    references, candidates = tokenized
+    groups = list(references.values())
+    first = DocumentFrequencies.cached(groups, tmp_path)
+    again = DocumentFrequencies.cached(groups, tmp_path)
+    assert dict(first.counts) == dict(again.counts) and first.images == again.images == len(groups)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert DocumentFrequencies.cached(groups[:5], tmp_path).images == 5
+    expected = Cider().compute_score(references, candidates)[1]
+    cider = CiderD({}, again)
+    found = [cider.score_samples(references[image], caption)[0] for image, caption in candidates.items()]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    image = next(iter(references))
+    several = [caption for (caption,) in list(candidates.values())[:4]]
+    one_by_one = [cider.score_samples(references[image], [caption])[0] for caption in several]
+    assert cider.score_samples(references[image], several) == one_by_one
