@@ -14,6 +14,7 @@ import torch
 from src import evaluate, help, train
 from src.check import check, fits, parameters
 from src.config import ROOT
+from src.data.vocabulary import Vocabulary
 from src.model import TRAINING, ConfigError, instantiate, locate
 from tests.test_configs import CHOICES, EXPERIMENTS, composed
 
@@ -313,8 +314,8 @@ def test_fields_of_the_searches_are_their_bases_too():
 
 
 def test_what_follows_from_other_parts_cannot_be_given_twice():
-    with pytest.raises(ConfigError, match="vocabulary_size follows from the other parts"):
-        instantiate({"_target_": "src.embeddings.LearnedEmbedding", "vocabulary_size": 3}, TRAINING, vocabulary_size=4)
+    with pytest.raises(ConfigError, match="vocabulary follows from the other parts"):
+        instantiate({"_target_": "src.embeddings.LearnedEmbedding", "vocabulary": 3}, TRAINING, vocabulary=4)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -391,7 +392,7 @@ def test_a_whole_command_says_one_line_and_leaves_nothing(tmp_path):
     ("target", "given"),
     [
         ("src.attention.DotAttention", {"query_width": 4, "memory_width": 4, "width": 0}),
-        ("src.embeddings.LearnedEmbedding", {"vocabulary_size": 4, "size": 0}),
+        ("src.embeddings.LearnedEmbedding", {"vocabulary": Vocabulary.build([["a"]], 1), "size": 0}),
         ("src.generation.BeamSearch", {"beam_size": 0}),
         ("src.objectives.CrossEntropy", {"label_smoothing": 1.0}),
         ("src.encoders.CNN", {"channels": [0]}),

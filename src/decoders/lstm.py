@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.decoders.base import Decoder, Output
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least
 
@@ -38,7 +38,7 @@ class LSTMDecoder(Decoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         memory_width: int,
         hidden: int = 512,
         layers: int = 1,
@@ -47,7 +47,7 @@ class LSTMDecoder(Decoder):
     ) -> None:
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden, layers=layers)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.image = nn.Linear(memory_width, size)
         self.lstm = nn.LSTM(size, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.output = nn.Linear(hidden, size)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from src.attention.soft import Attention, AttentionMemory
 from src.decoders.base import Decoder, Output, first_images, rectangles
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least
 
@@ -59,7 +59,7 @@ class AttentionLSTMDecoder(Decoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         attention: Attention,
         memory_width: int,
         hidden: int = 512,
@@ -69,7 +69,7 @@ class AttentionLSTMDecoder(Decoder):
     ) -> None:
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden, layers=layers)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.attention = attention
         self.layers, self.hidden_size = layers, hidden
         self.initial = nn.Linear(memory_width, 2 * layers * hidden)
