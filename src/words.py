@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     vocabulary, vectors = word_vectors(options.model)
     asked = [find(word, vocabulary) for word in options.words]
     for word in asked:
-        print(f"{vocabulary.words[word]} ({vocabulary.counts[word]:,} times in the training captions)")
+        print(f"{vocabulary.words[word]} ({vocabulary.counts[word]:,} in the training captions)")
         for near in neighbours(word, vocabulary, vectors, options.count):
             print(f"{near.similarity:8.3f} {near.count:8,}  {near.word}")
     if options.output:

@@ -112,13 +112,15 @@ class TextVectors:
             lines = [first, *(file.readline(CHUNK) for _ in range(PROBED - 1))]
         widths = []
         for number, line in enumerate(lines, 1):
-            if fields := line.strip(b" \r\n").split(b" ")[1:]:
-                widths.append(_numbers(fields))
-            if line and not (fields and widths[-1]):
-                raise self._bad(number, line)
+            if line := line.strip(b" \r\n"):
+                widths.append(_numbers(line.split(b" ")[1:]))
+                if not widths[-1]:
+                    raise self._bad(number, line)
         if not widths:
             raise VectorsError(f"{path}: empty; give a file of word vectors")
-        self.width = min(widths)  # words with spaces that end in a number seem to have more
+        self.width = max(
+            sorted(widths), key=widths.count
+        )  # a word with spaces that ends in a number seems to have more
 
     def read(self, wanted: Collection[str]) -> dict[str, np.ndarray]:
         words = {word.encode(): word for word in wanted}
