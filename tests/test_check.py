@@ -15,6 +15,7 @@ from src import evaluate, help, train
 from src.check import check, fits, parameters
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
+from src.embeddings import CBOWEmbedding
 from src.model import TRAINING, ConfigError, instantiate, locate
 from tests.test_configs import CHOICES, EXPERIMENTS, composed
 
@@ -237,6 +238,12 @@ def test_evaluations_that_cannot_work(line, sentence, refused):
 def test_a_gpu_that_is_not_there(refused):
     assert "trainer.accelerator=gpu: " in refused(" ".join([*WHERE, "trainer.accelerator=gpu"]))
     assert "device=cuda: choose one of cpu" in refused("model=DATA device=cuda", evaluate)
+
+
+def test_an_embedding_whose_package_is_not_there(refused, monkeypatch):
+    monkeypatch.setattr(CBOWEmbedding, "package", "not_there")
+    said = refused(" ".join([*WHERE, "embedding=cbow"]))
+    assert said == "embedding needs not_there: `pip install not_there` first, or choose embedding=learned"
 
 
 def test_a_logger_whose_package_is_not_there(refused, monkeypatch):

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from src.bundle import load_bundle
 from src.config import ROOT
 from src.data.vocabulary import SPECIALS, UNK, Vocabulary
 from src.embeddings import CBOWEmbedding, cbow
+from src.train import train
+from tests.test_configs import composed, tiny
 
 pytest.importorskip("gensim")
 
@@ -119,3 +122,30 @@ def test_without_gensim_the_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(cbow.importlib.metadata, "version", missing)
     with pytest.raises(ImportError, match="embedding=cbow needs gensim: `pip install gensim` first"):
         CBOWEmbedding(Vocabulary.build([["a"]], 1), 4).fit([["a"]], tmp_path)
+
+
+def test_only_a_fresh_run_fits(shapes, tmp_path, monkeypatch):
+    """On the training captions, which the frozen vectors in its bundle are of; resumed or started from another: not."""
+    fitted = []
+    original = CBOWEmbedding.fit
+    monkeypatch.setattr(
+        CBOWEmbedding,
+        "fit",
+        lambda self, captions, cache: fitted.append(read := list(captions)) or original(self, read, cache),
+    )
+    run = ["embedding=cbow", "embedding.size=8", "embedding.frozen=true", "decoder.hidden=16", "evaluate_splits=[]"]
+    run += ["encoder=cnn", "encoder.backbone.channels=[4,8,8]", "encoder.width=16", "generation=greedy", "logger=csv"]
+    run += [*tiny(shapes, tmp_path), "data.test=null", "data.nouns=null", "trainer.fast_dev_run=false"]
+    train(composed([*run, "trainer.max_epochs=1"]))
+    assert len(fitted) == 1 and len(fitted[0]) == 32 and fitted[0][0] == ["a", "red", "square"]
+    bundle = load_bundle(tmp_path / "run")
+    settings = bundle.model.decoder.embedding.settings
+    vectors = cbow.cached_vectors(fitted[0], settings, tmp_path / "cache" / "embeddings")
+    table = bundle.model.decoder.embedding.weight
+    for word in ("red", "circle"):
+        assert table[bundle.vocabulary.index[word]].tolist() == vectors[word].tolist()
+    train(composed([*run, "trainer.max_epochs=2", "ckpt=last"]))
+    assert len(fitted) == 1 and torch.equal(load_bundle(tmp_path / "run").model.decoder.embedding.weight, table)
+    started = [*run, "trainer.max_epochs=1", f"init={tmp_path / 'run'}", f"run_dir={tmp_path / 'second'}"]
+    train(composed(started), {"init"})
+    assert len(fitted) == 1 and torch.equal(load_bundle(tmp_path / "second").model.decoder.embedding.weight, table)

@@ -14,7 +14,9 @@ from src.data.vocabulary import SPECIALS, Vocabulary
 from src.embeddings import CBOWEmbedding, FrequencyEmbedding, LearnedEmbedding, PretrainedEmbedding
 from src.initial import initialise
 from src.model import build
+from src.train import train
 from tests.conftest import tiny_config
+from tests.test_configs import composed, tiny
 
 COUNTS = {"a": 40, "dog": 20, "Red": 10, "rare": 2}
 ROWS = {"a": [3.0, 4.0], "dog": [0.0, -1.0], "red": [6.0, 8.0], "cat": [5.0, 5.0]}
@@ -169,6 +171,24 @@ def test_a_bundle_needs_no_file(vocabulary, tmp_path):
     embedding = loaded.model.decoder.embedding
     assert embedding.table.weight[vocabulary.index["red"]].tolist() == [2, 3]
     torch.testing.assert_close(embedding.weight, model.decoder.embedding.weight)
+
+
+def test_a_run_says_what_it_read_and_one_that_starts_from_it_reads_nothing(shapes, tmp_path):
+    path = tmp_path / "v.txt"
+    path.write_text("red 1 2\nblue 3 4\n")
+    run = ["embedding=glove", f"embedding.weights={path}", "embedding.vectors=2", "encoder=cnn", "encoder.width=16"]
+    run += ["generation=greedy", "evaluate_splits=[]", *tiny(shapes, tmp_path)]
+    train(composed(run))
+    first = tmp_path / "run.fast_dev_run"
+    assert load_bundle(first).config["provenance"]["word_vectors"] == "v.txt"
+    path.unlink()
+    with pytest.raises(ValueError, match="v.txt: no such file"):
+        train(composed(run))
+    second = tmp_path / "second"
+    train(composed([*run, f"init={first}", f"run_dir={second}"]), {"init"})
+    assert "word_vectors" not in load_bundle(tmp_path / "second.fast_dev_run").config["provenance"]
+    with pytest.raises(ValueError, match="brings the embedding's weights: leave embedding.weights out"):
+        train(composed([*run, f"init={first}"]), {"init", "embedding.weights"})
 
 
 def test_bundles_of_learned_vectors_keep_their_names(tiny_model):
