@@ -110,7 +110,7 @@ class Ours:
         width = hidden if projected else setting.width
         neck = {**conf("encoder/efficientnet_lite0"), "width": hidden if projected else None}
         del neck["backbone"]
-        embedding = instantiate({**conf("embedding/learned"), "size": hidden}, vocabulary_size=len(vocabulary))
+        embedding = instantiate({**conf("embedding/learned"), "size": hidden}, vocabulary=vocabulary)
         attention = {**conf("attention/additive"), "width": hidden}
         decoder = instantiate(
             {**conf("decoder/lstm_attn"), "hidden": hidden},

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.data.vocabulary import Vocabulary
-from src.model import CaptioningModel, build
+from src.embeddings.pretrained import PretrainedEmbedding
+from src.model import CaptioningModel, build, locate
 
 PARTS = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "generation")
 """The parts of a run's config that a caption depends on."""
@@ -141,10 +142,17 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config, in which the backbone looks for no weights: the bundle brings them."""
+    """The same config, in which the backbone and the embedding look for no weights: the bundle brings them."""
     config = copy.deepcopy(config)
     config["encoder"]["backbone"]["weights"] = "random"
+    config["embedding"] = without_vectors(config["embedding"])
     return config
+
+
+def without_vectors(embedding: dict[str, Any]) -> dict[str, Any]:
+    """The same embedding's config, which looks for no word vectors."""
+    reads = issubclass(locate(embedding.get("_target_", "")), PretrainedEmbedding)
+    return {**embedding, "weights": "random"} if reads else embedding
 
 
 def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:

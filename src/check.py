@@ -24,6 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from src import help
+from src.bundle import without_vectors
 from src.config import device, precision
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.vocabulary import Vocabulary
@@ -343,11 +344,8 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     for name, part in (config.get("logger") or {}).items():
         if part:  # not constructed: a logger may begin to write
             _check_kind(f"logger.{name}", part, Logger)
-            package = getattr(locate(part["_target_"], TRAINING), "package", None)
-            if here and package and importlib.util.find_spec(package) is None:
-                raise ConfigError(
-                    f"logger.{name} needs {package}: `pip install {package}` first, or choose logger=default"
-                )
+            if here:
+                _check_package(f"logger.{name}", part, "logger=default")
     if config["ckpt"] not in (None, "last") and here and not Path(config["ckpt"]).exists():
         raise ConfigError(f"ckpt={config['ckpt']}: no such file; give `last` or a checkpoint's path")
     if here:
@@ -400,14 +398,27 @@ def _check_kind(path: str, node: Any, kind: type) -> None:
         raise ConfigError(f"{path}._target_={node['_target_']}: a {kind.__name__} is wanted")
 
 
+def _check_package(path: str, node: Mapping[str, Any], instead: str) -> None:
+    package = getattr(locate(node["_target_"], TRAINING), "package", None)
+    if package and importlib.util.find_spec(package) is None:
+        raise ConfigError(f"{path} needs {package}: `pip install {package}` first, or choose {instead}")
+
+
 def _check_model(config: Mapping[str, Any], here: bool) -> None:
     """Build the model and show it a picture, both without memory or weights, on the `meta` device."""
+    embedding = config["embedding"]
+    if config["init"] or not here:
+        embedding = without_vectors(embedding)
+    else:  # whose vectors are looked at, not read
+        _check_package("embedding", embedding, "embedding=learned")
     encoder = copy.deepcopy(config["encoder"])
     _without_weights("encoder", encoder, here)
     size = config["transform"].get("size", 224)
     try:
         with torch.device("meta"), torch.no_grad(), _quiet():
-            model = build({**config, "encoder": encoder}, Vocabulary.build([["word"]], min_count=1)).eval()
+            model = build(
+                {**config, "encoder": encoder, "embedding": embedding}, Vocabulary.build([["word"]], min_count=1)
+            ).eval()
             model.memory(torch.zeros(1, 3, size, size, dtype=torch.uint8))
             freeze(model, config["freeze"])
     except TypeError as error:

@@ -50,7 +50,8 @@ def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection
     """
     adopted = dict(config)
     if weights := [field for field in given if field.endswith(".weights")]:
-        raise ConfigError(f"init={config['init']} brings the encoder's weights: leave {weights[0]} out")
+        part = weights[0].split(".")[0]
+        raise ConfigError(f"init={config['init']} brings the {part}'s weights: leave {weights[0]} out")
     for part in PARTS:
         own, its = config.get(part), start.get(part)
         if part in given and part in FREE:
@@ -92,7 +93,8 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
     """Put a captioner's weights into a model of the same parts, whose vocabulary begins with the captioner's words.
 
     Rows of further words (of the word table and the output layer) start at the mean of the known words' rows, with a
-    tenth of their spread: Hewitt, 2021 (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+    tenth of their spread: Hewitt, 2021 (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). What does not learn
+    and is counted instead (the weights of `embedding=frequency`) stays for them what the model has counted.
 
     Args:
         model: is changed in place.
@@ -106,7 +108,7 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
     known, words = len(start.vocabulary), len(vocabulary)
     if vocabulary.words[:known] != start.vocabulary.words:
         raise ConfigError(f"init={name}: the vocabulary does not begin with the captioner's words")
-    own = model.state_dict()
+    own, learned = model.state_dict(), {key for key, _ in model.named_parameters(remove_duplicate=False)}
     misfits = [key for key in start.state if key not in own]
     filled: dict[int, str] = {}  # tied tensors are one memory
     with torch.no_grad():
@@ -120,7 +122,7 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
             elif target.shape == value.shape:
                 target.copy_(value)
             elif target.shape[:1] + value.shape[:1] == (words, known) and target.shape[1:] == value.shape[1:]:
-                target.copy_(_with_new_rows(value, words))
+                target.copy_(_with_new_rows(value, words) if key in learned else torch.cat([value, target[known:]]))
             else:
                 misfits.append(f"{key} {tuple(value.shape)} into {tuple(target.shape)}")
     misfits += [f"{key} is not there" for key, tensor in own.items() if tensor.data_ptr() not in filled]

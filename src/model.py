@@ -91,7 +91,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
         ConfigError: parts that cannot work together.
     """
     encoder = instantiate(config["encoder"])
-    embedding = instantiate(config["embedding"], vocabulary_size=len(vocabulary))
+    embedding = instantiate(config["embedding"], vocabulary=vocabulary)
     arguments: dict[str, Any] = {"embedding": embedding, "memory_width": encoder.width}
     kind = locate(config["decoder"]["_target_"])
     if getattr(kind, "attends", False) and encoder.vector:

@@ -165,8 +165,8 @@ def attention_figure(
         if i:
             overlay = _overlay(weights[i - 1], regions, picture.size)
             figure.paste(overlay, (x, y), overlay)
-            word = words[i - 1] if _drawable(words[i - 1]) else str(i)
-            word, font = _fit(word, size, picture.width)
+            word = words[i - 1] if drawable(words[i - 1]) else str(i)
+            word, font = fitted(word, size, picture.width)
             place = (x + picture.width // 2, y + picture.height + int(0.9 * size))
             draw.text(place, word, fill="#1a1d23", font=font, anchor="mm")
     return figure
@@ -251,7 +251,7 @@ def _overlay(row: np.ndarray, regions: _Regions, size: tuple[int, int]) -> Image
 # Words
 
 
-def _language(text: str) -> str:
+def language(text: str) -> str:
     """The lang attribute: browsers choose Chinese glyphs, line breaks and voices by it."""
     ideograph = r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
     return "zh" if re.search(ideograph, text) else "en"
@@ -264,7 +264,7 @@ def _aligned(caption: str, words: Sequence[str]) -> list[tuple[str, str]]:
     for word in words:
         found = caption.find(word, at)
         if found < 0:
-            space = "" if _language(caption) == "zh" else " "
+            space = "" if language(caption) == "zh" else " "
             return [(space if i else "", word) for i, word in enumerate(words)]
         parts.append((caption[at:found], word))
         at = found + len(word)
@@ -287,9 +287,9 @@ def _cjk_font() -> str | None:
     return None
 
 
-def _drawable(word: str) -> bool:
+def drawable(word: str) -> bool:
     """Whether there is a font for it: Pillow's own has no Chinese characters and would draw every one as a box."""
-    return _language(word) != "zh" or _cjk_font() is not None
+    return language(word) != "zh" or _cjk_font() is not None
 
 
 @cache
@@ -298,9 +298,9 @@ def _font(size: int, language: str) -> ImageFont.FreeTypeFont | ImageFont.ImageF
     return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
 
 
-def _fit(word: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+def fitted(word: str, size: int, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
     """The word, cut with an ellipsis where it is wider than `width` pixels, and its font."""
-    font = _font(size, _language(word))
+    font = _font(size, language(word))
     whole = word
     while len(word) > 1 and font.getlength(word) > width:
         whole = whole[:-1]
@@ -332,7 +332,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"lang": _language, "label": _label}
+    environment.filters |= {"lang": language, "label": _label}
     return environment.get_template("report.html.j2")
 
 

@@ -125,12 +125,16 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     vocabulary = data.vocabulary
     log.info("%s", vocabulary.summary())
     model = build(without_weights(config) if start else config, vocabulary)
+    checkpoint = find_checkpoint(config["ckpt"], run)
     if start:
         initialise(model, vocabulary, start, path_name(config["init"]))
+    elif checkpoint is None:  # which brings what was learned
+        model.decoder.embedding.fit(data.training_tokens(), data.cache_dir / "embeddings")
     freeze(model, config["freeze"])
     provenance = {
         "version": code_version(),
         "encoder_weights": model.encoder.backbone.weights_used,
+        **({"word_vectors": model.decoder.embedding.source} if model.decoder.embedding.source else {}),
         **({"init": path_name(config["init"])} if start else {}),
         "data": data.root.resolve().name,
         "seed": config["seed"],
@@ -172,7 +176,6 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
     )
     begin(trainer.loggers, config, provenance["version"])
-    checkpoint = find_checkpoint(config["ckpt"], run)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     best: Any = trainer.checkpoint_callback

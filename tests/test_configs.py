@@ -168,6 +168,11 @@ def test_a_run_without_hydra_has_a_name():
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
         ["encoder.grids=[1]", "encoder=efficientnet_lite0"],
+        ["embedding=glove", "embedding.size=24", "embedding.frozen=true", "trainer.precision=bf16-mixed"],
+        ["embedding=glove", "decoder=lstm", "decoder.tied=true"],
+        ["embedding=cbow", "embedding.size=24", "embedding.frozen=true", "embedding.seed=1", "embedding.negative=3"],
+        ["embedding=cbow", "embedding.skip_gram=true", "embedding.window=2", "embedding.epochs=2", "decoder.tied=true"],
+        ["embedding=frequency", "embedding.size=24", "embedding.weighting=inverse", "decoder=lstm"],
     ],
     ids=" ".join,
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src import caption, evaluate, runs
+from src import caption, evaluate, runs, words
 from src.bundle import Bundle, bundle_config, save_bundle
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
@@ -39,11 +39,15 @@ def identify(arguments: list[str]) -> str:
     return " ".join(arguments)[:80]
 
 
+def save(path: Path, vocabulary: Vocabulary) -> Path:
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    save_bundle(path, Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    return path
+
+
 @pytest.fixture
 def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
-    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
-    save_bundle(tmp_path / "bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
-    return tmp_path / "bundle"
+    return save(tmp_path / "bundle", vocabulary)
 
 
 @pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
@@ -113,8 +117,22 @@ def test_list_commands(arguments, tmp_path, monkeypatch):
     assert (tmp_path / "curve.svg").exists() == ("--curve" in arguments)
 
 
+@pytest.mark.parametrize("arguments", commands("src.words"), ids=identify)
+def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = words.parser().parse_args(arguments)
+    vocabulary = Vocabulary.build([[*asked.words, "a", "the"]], min_count=1)
+    save(tmp_path / asked.model, vocabulary)
+    assert words.main(arguments) == 0
+    assert all(f"{word} (1 in" in capsys.readouterr().out for word in asked.words[:1])
+    assert not asked.output or asked.output.exists()
+    assert not asked.tsv or (asked.tsv / "metadata.tsv").exists()
+
+
 def test_there_are_commands_of_each_kind():
-    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare", "runs")] == [True] * 5
+    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare", "runs", "words")] == [
+        True
+    ] * 6
 
 
 def test_pages_name_only_files_that_are_there():

@@ -316,10 +316,10 @@ class CaptionData(lightning.LightningDataModule):
         if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
-            words = (tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
             if vocabulary is None:
-                vocabulary = Vocabulary.build(words, min_count=min_count, max_size=max_size)
+                vocabulary = Vocabulary.build(self.training_tokens(), min_count=min_count, max_size=max_size)
             else:
+                words = self.training_tokens()
                 vocabulary = vocabulary.extended(words, min_count=min_count, max_size=max_size, new=bool(extend))
         self.vocabulary = vocabulary
         self._splits: dict[str, CaptionedImages] = {}
@@ -337,6 +337,10 @@ class CaptionData(lightning.LightningDataModule):
         else:
             listed.unlink(missing_ok=True)  # an earlier list is no longer true
         return table
+
+    def training_tokens(self) -> Iterator[list[str]]:
+        """The words of each training caption."""
+        return (self.tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
 
     def images(self, name: str) -> CaptionedImages:
         """The split `name`, tokenized on first use.

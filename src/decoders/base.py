@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from src.dropout import Dropout
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import share
 
@@ -85,6 +85,9 @@ class Decoder(nn.Module):
         embedding: the word table, E wide.
         tied: the output layer shares the word table (Press and Wolf, 2017, https://arxiv.org/abs/1608.05859).
         dropout: on embedded words and on the hidden output while training.
+
+    Raises:
+        ValueError: tied, and the embedding has no table that could be shared.
     """
 
     attends: bool = False
@@ -94,15 +97,14 @@ class Decoder(nn.Module):
     controls: Sequence[int] = ()
     """Ids that are given and never said."""
 
-    def __init__(self, embedding: LearnedEmbedding, tied: bool, dropout: float) -> None:
+    def __init__(self, embedding: Embedding, tied: bool, dropout: float) -> None:
         super().__init__()
         share("decoder", dropout=dropout)
         self.embedding = embedding
-        vocabulary_size, size = embedding.weight.shape
-        self.classifier = nn.Linear(size, vocabulary_size)
+        self.classifier = nn.Linear(embedding.size, len(embedding.vocabulary))
         nn.init.zeros_(self.classifier.bias)
         if tied:
-            self.classifier.weight = embedding.table.weight
+            self.classifier.weight = embedding.tie()
         self.dropout = Dropout(dropout)
 
     def prepare(self, features: Features) -> Any:

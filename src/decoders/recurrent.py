@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from src.decoders.base import Decoder, Output
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least
 
@@ -39,7 +39,7 @@ class LSTMDecoder(Decoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         memory_width: int,
         hidden: int = 512,
         layers: int = 1,
@@ -48,7 +48,7 @@ class LSTMDecoder(Decoder):
     ) -> None:
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden, layers=layers)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.image = nn.Linear(memory_width, size)
         self.recurrent = self.network(size, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.output = nn.Linear(hidden, size)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from src.attention.soft import Attended, Attention, AttentionMemory
 from src.decoders.base import Decoder, Output, first_images, map_tensors, rectangles
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least
 
@@ -101,7 +101,7 @@ class AttendingDecoder(Decoder):
     """What `recur` leaves (…, ·) → (…, E)."""
 
     def __init__(
-        self, embedding: LearnedEmbedding, attention: Attention, hidden: int, dropout: float, tied: bool
+        self, embedding: Embedding, attention: Attention, hidden: int, dropout: float, tied: bool
     ) -> None:
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden)
@@ -191,7 +191,7 @@ class AttentionLSTMDecoder(AttendingDecoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         attention: Attention,
         memory_width: int,
         hidden: int = 512,
@@ -201,7 +201,7 @@ class AttentionLSTMDecoder(AttendingDecoder):
     ) -> None:
         super().__init__(embedding, attention, hidden, dropout, tied)
         at_least(1, "decoder", layers=layers)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.layers = layers
         self.states = 2 if self.kind is LSTMCell else 1
         self.initial = nn.Linear(memory_width, self.states * layers * hidden)
@@ -271,7 +271,7 @@ class UpDownDecoder(AttendingDecoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         attention: Attention,
         memory_width: int,
         hidden: int = 512,
@@ -279,7 +279,7 @@ class UpDownDecoder(AttendingDecoder):
         tied: bool = False,
     ) -> None:
         super().__init__(embedding, attention, hidden, dropout, tied)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.image = nn.Linear(memory_width, 4 * hidden, bias=False)
         self.word = nn.Linear(size, 4 * hidden)
         self.top_down = LSTMCell(hidden, hidden)

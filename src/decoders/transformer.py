@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from src.decoders.base import Decoder, Output
 from src.dropout import Dropout
-from src.embeddings.learned import LearnedEmbedding
+from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least, divides
 
@@ -113,7 +113,7 @@ class TransformerDecoder(Decoder):
 
     def __init__(
         self,
-        embedding: LearnedEmbedding,
+        embedding: Embedding,
         memory_width: int,
         hidden: int = 512,
         layers: int = 3,
@@ -125,7 +125,7 @@ class TransformerDecoder(Decoder):
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden, layers=layers, feedforward=feedforward)
         divides("decoder", hidden, heads)
-        size = embedding.weight.size(1)
+        size = embedding.size
         self.input = nn.Linear(size, hidden)
         blocks = [Block(hidden, heads, feedforward or 4 * hidden, memory_width, dropout) for _ in range(layers)]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
