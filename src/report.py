@@ -200,6 +200,12 @@ def _placed(
     boxes = _cells(square, square) if boxes is None else np.asarray(boxes, dtype=np.float64)
     if boxes.shape != (count, 4):
         raise ValueError(f"boxes are {boxes.shape}, where attention over {count} regions needs ({count}, 4)")
+    # Maps of several stages may have cells of the same places: what is seen there is seen once.
+    _, first, place = np.unique(boxes.round(4), axis=0, return_index=True, return_inverse=True)
+    if len(first) < count:
+        order = np.argsort(np.argsort(first))
+        weights = weights @ np.eye(len(first))[order[place.reshape(-1)]]
+        boxes = boxes[np.sort(first)]
     boxes = (boxes - 0.5) * np.tile(np.divide(preprocess.seen(*size), size), 2) + 0.5
     extent = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
     columns, rows = (len(np.unique(boxes[:, axis].round(4))) for axis in (0, 1))

@@ -77,6 +77,8 @@ FINE_TUNED = ["encoder.frozen=1", "encoder.learning_rate=1e-4", "decoder=lstm_at
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_step_of_every_encoder(encoder, options, shapes, tmp_path):
     """Training and captioning, frozen and fine-tuned, a fixed-length vector and a grid."""
+    if encoder.endswith("_multiscale"):  # several maps are no one vector; the decoder takes the mean of their regions
+        options = [option for option in options if option != "encoder.pool=true"]
     overrides = [f"encoder={encoder}", *options, "generation=greedy", *tiny(shapes, tmp_path)]
     train(composed([*overrides, "encoder.backbone.weights=random"]))
     captions = (tmp_path / "run.fast_dev_run" / "eval" / "val" / "captions.tsv").read_text()

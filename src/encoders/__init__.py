@@ -2,6 +2,7 @@
 
 from src.encoders.base import Encoder, Features
 from src.encoders.cnn import CNN
+from src.encoders.multiscale import MultiscaleEncoder
 from src.encoders.pretrained import TimmBackbone, TorchvisionBackbone
 
-__all__ = ["CNN", "Encoder", "Features", "TimmBackbone", "TorchvisionBackbone"]
+__all__ = ["CNN", "Encoder", "Features", "MultiscaleEncoder", "TimmBackbone", "TorchvisionBackbone"]
