@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,wandb,dev
+EXTRAS := java,scenes,weights,regions,wandb,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 

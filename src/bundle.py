@@ -141,9 +141,10 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config, in which the backbone looks for no weights: the bundle brings them."""
+    """The same config, in which the backbone, where there is one, looks for no weights: the bundle brings them."""
     config = copy.deepcopy(config)
-    config["encoder"]["backbone"]["weights"] = "random"
+    if "backbone" in config["encoder"]:
+        config["encoder"]["backbone"]["weights"] = "random"
     return config
 
 

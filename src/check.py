@@ -26,6 +26,8 @@ from torch import nn
 from src import help
 from src.config import device, precision
 from src.data.module import SPLITS, CaptionData, check_fields
+from src.data.regions import region_files
+from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
 from src.encoders.pretrained import PretrainedBackbone
 from src.help import no_field, shown
@@ -68,6 +70,7 @@ FIELDS: dict[str, Any] = {
     "init_vocabulary": Choice[VOCABULARIES],
     "freeze": list[str],
     "output": str | None,
+    "regions": str | None,
     "limit": int | None,
     "device": str | None,
     "precision": PRECISION,
@@ -321,6 +324,7 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
         raise ConfigError(NO_VALIDATION)
     tokenizer, preprocess = instantiate(config["tokenizer"]), instantiate(config["transform"])
     _check_views(config, preprocess.augment is not None)
+    _check_regions(config, preprocess, here)
     make = config["data"]["make"]
     if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
@@ -370,6 +374,19 @@ def _check_views(config: Mapping[str, Any], augmented: bool) -> None:
         )
 
 
+def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool) -> None:
+    """Regions computed beforehand are there, and nothing is asked of pixels, which are not read."""
+    if "max_regions" not in config["encoder"]:
+        return
+    if preprocess.fit != "squash" or preprocess.augment is not None:
+        raise ConfigError(
+            "transform: regions computed beforehand are of whole pictures as they are, whose pixels are not read: "
+            "choose transform=squash"
+        )
+    if here:
+        region_files(config["encoder"], Path(config["data"]["root"]))
+
+
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
@@ -408,7 +425,7 @@ def _check_model(config: Mapping[str, Any], here: bool) -> None:
     try:
         with torch.device("meta"), torch.no_grad(), _quiet():
             model = build({**config, "encoder": encoder}, Vocabulary.build([["word"]], min_count=1)).eval()
-            model.memory(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            model.memory(model.encoder.blank(size))
             freeze(model, config["freeze"])
     except TypeError as error:
         raise ConfigError(_keyed("encoder.backbone", config["encoder"].get("backbone", {}), error)) from error

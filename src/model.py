@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.data.vocabulary import Vocabulary
 from src.decoders.base import Decoder
 from src.encoders.base import Encoder, Features
+from src.encoders.precomputed import Regions
 
 
 class ConfigError(ValueError):
@@ -24,8 +25,9 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def memory(self, images: Tensor | Features) -> Any:
-        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → the decoder's Memory."""
+    def memory(self, images: Tensor | Regions | Features) -> Any:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), regions computed beforehand, or Features →
+        the decoder's Memory."""
         return self.decoder.prepare(images if isinstance(images, Features) else self.encoder(images))
 
 

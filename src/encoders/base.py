@@ -230,6 +230,10 @@ class Encoder(nn.Module):
         """What the feature cache keeps of pixels (B, 3, H, W): the last frozen stage's output as (B, R', D')."""
         return self.regions(pixels, self.frozen_stages)
 
+    def blank(self, size: int) -> Any:
+        """What `forward` takes of one black picture of `size` pixels a side."""
+        return torch.zeros(1, 3, size, size, dtype=torch.uint8)
+
     def boxes(self, regions: int, device: torch.device | None = None) -> Tensor:
         """Boxes (R, 4) of R regions as `forward` orders them: the map's cells row by row, then each coarser grid's.
 
@@ -257,10 +261,15 @@ class Encoder(nn.Module):
             grid = torch.cat([grid, *coarser], 1)
         return self.placed(grid, boxes)
 
-    def placed(self, grid: Tensor, boxes: Tensor) -> Features:
-        """Projected regions (B, R, width), all of them real, and their boxes (R, 4): the rest of the neck."""
+    def placed(self, grid: Tensor, boxes: Tensor, mask: Tensor | None = None) -> Features:
+        """Projected regions (B, R, width) and their boxes (R, 4) or (B, R, 4): the rest of the neck. All regions are
+        real, or those of the mask (B, R)."""
         if self.position is not None:
             grid = grid + self.position(boxes)
         grid = self.norm(grid)
-        mask = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
-        return Features(grid, grid.mean(1), boxes.expand(len(grid), -1, -1), mask)
+        if mask is None:
+            mask, pooled = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device), grid.mean(1)
+        else:
+            grid = grid.masked_fill(~mask.unsqueeze(-1), 0)
+            pooled = grid.sum(1) / mask.sum(1, keepdim=True)
+        return Features(grid, pooled, boxes.expand(len(grid), -1, -1), mask)
