@@ -186,10 +186,10 @@ VIEWS = "transform=augmented data.cache_views=2"
         (f"{VIEWS} data.cache=false", "data.cache_views=2: data.cache=false keeps no features"),
         (f"{VIEWS} encoder.frozen=false", "data.cache_views=2: encoder.frozen=false leaves nothing to cache"),
         (f"{VIEWS} encoder.frozen=0", "data.cache_views=2: encoder.frozen=0 leaves nothing to cache"),
-        ("encoder=efficientnet_lite0_multiscale encoder.strides=[8,64]", "give maps of strides 2, 4, 8, 16, 32"),
+        ("encoder=efficientnet_lite0_multiscale encoder.strides=[8,16,64]", "give maps of strides 2, 4, 8, 16, 32"),
         (
             "encoder=efficientnet_lite0_multiscale encoder.sides=[7]",
-            "encoder.sides=[7]: give one for each of encoder.str",
+            "encoder.sides=[7]: give one for each of",
         ),
         ("encoder=efficientnet_lite0_multiscale encoder.merge=sum", "encoder.merge=sum: choose regions or pyramid"),
         ("encoder=efficientnet_lite0_multiscale +encoder.pool=true", "encoder.pool is no field of encoder; it has "),

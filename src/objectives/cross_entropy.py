@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from src.encoders.base import Features
 from src.ranges import at_least, share
 
 if TYPE_CHECKING:
@@ -109,7 +110,8 @@ class CrossEntropy(nn.Module):
 
     def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
         decoder = model.decoder
-        memory = model.memory(batch.images)
+        seen = batch.images if isinstance(batch.images, Features) else model.encoder(batch.images)
+        memory = model.memory(seen)
         real = batch.mask[..., 1:].clone()
         output = decoder(decoder.embed(batch.tokens[..., :-1]), memory, lengths=real.sum(-1))
         steps = torch.arange(1, batch.tokens.size(-1), device=real.device)
@@ -123,7 +125,9 @@ class CrossEntropy(nn.Module):
         if self.attention_penalty and output.attention is not None:
             looked = (output.attention * real.unsqueeze(-1)).sum(2)  # (B, Q, R)
             words = real.sum(-1)  # (B, Q)
-            penalty = ((1 - looked).square().mean(-1) * words).sum()  # weighted by words: additive over ranks
+            regions = seen.mask.unsqueeze(1)  # (B, 1, R): padding is not to be looked at
+            penalty = ((1 - looked).square() * regions).sum(-1) / regions.sum(-1)
+            penalty = (penalty * words).sum()  # weighted by words: additive over ranks
             total = total + self.attention_penalty * penalty
             logs["attention_penalty"] = penalty.detach()
         return Loss(total, count, logs)

@@ -99,7 +99,8 @@ def test_padding_changes_no_loss_and_no_gradient(decoder, attention, vocabulary,
 
     def gradients(*batches):
         model.zero_grad()
-        totals = [CrossEntropy(0.1)(model, split[[Item(i, [0]) for i in batch]]).total for batch in batches]
+        objective = CrossEntropy(0.1, attention_penalty=1.0)
+        totals = [objective(model, split[[Item(i, [0]) for i in batch]]).total for batch in batches]
         sum(totals).backward()
         return sum(totals).item(), {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
 
