@@ -150,12 +150,13 @@ def without_weights(config: dict[str, Any]) -> dict[str, Any]:
 
 def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
     provenance = bundle.config["provenance"]
+    regions = " --regions REGIONS" if "max_regions" in bundle.config["encoder"] else ""
     lines = [
         "# Image captioner",
         "",
         f"Trained with Captionary {provenance.get('version', '')}. Caption pictures with it from the project's root:",
         "",
-        "    python -m src.caption --model THIS_DIRECTORY photo.jpg",
+        f"    python -m src.caption --model THIS_DIRECTORY{regions} photo.jpg",
         "",
         f"- Words: {len(bundle.vocabulary)}, tokenizer `{bundle.config['tokenizer']['_target_'].split('.')[-1]}`",
         f"- Parameters: {sum(p.numel() for p in bundle.model.parameters()):,}",

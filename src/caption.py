@@ -109,8 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path, image, caption in zip(readable, opened, found, strict=True):
             print(f"{path}\t{caption.text}", file=out, flush=True)
             if options.attention and caption.attention is not None:
-                if not isinstance(image, Image.Image):  # its regions
-                    image = captioner.preprocess.decode(path) if path.is_file() else nothing()
+                if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
+                    try:
+                        image = captioner.preprocess.decode(path)
+                    except ImageError:
+                        image = nothing()
                 figure = attention_figure(
                     image, caption.words, caption.attention, caption.boxes, preprocess=captioner.preprocess
                 )

@@ -187,7 +187,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
                 caption.boxes,
                 split.captions[row],
                 scores if said == caption.text else {},  # in bf16 another batch may round to another word
-                nothing() if data.regions and not (data.root / split.images[row]).is_file() else None,
+                None if data.has_picture(split.images[row]) else nothing(),
             )
         )
     return examples

@@ -139,7 +139,7 @@ def evaluate(
             captions[i].boxes,
             references[names[i]],
             result.per_image[names[i]],
-            nothing() if data.regions and not (data.root / names[i]).is_file() else None,
+            None if data.has_picture(names[i]) else nothing(),
         )
         for i in shown
     ]

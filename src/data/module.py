@@ -375,6 +375,10 @@ class CaptionData(lightning.LightningDataModule):
             )
         return self._splits[name]
 
+    def has_picture(self, image: str) -> bool:
+        """Whether there is a file to show: of regions computed beforehand there need be none."""
+        return self.regions is None or (self.root / image).is_file()
+
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], views: int = 1, **options: Any
     ) -> None:

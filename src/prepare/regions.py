@@ -53,3 +53,7 @@ def write_regions(output: Path, root: Path, model: str, device: str | None = Non
         with partial.open("wb") as target:
             np.savez(target, features=features, boxes=boxes, image_w=picture.width, image_h=picture.height)
         os.replace(partial, file)
+    print(
+        f"{output}: regions of {len(paths)} pictures. Train on them with encoder=precomputed encoder.path="
+        f"{output.resolve()} encoder.dimension={features.shape[1]} encoder.max_regions={len(features)}"
+    )

@@ -216,6 +216,8 @@ def test_a_bundle_comes_back_and_a_run_can_start_from_it(run, shapes, tmp_path):
     bundle = load_bundle(run[1] / "run")
     assert bundle.model.encoder.backbone.weights_used == "none (regions computed beforehand, regions)"
     assert bundle.config["encoder"]["path"] == "regions"
+    card = (run[1] / "run" / "bundle" / "README.md").read_text()
+    assert "src.caption --model THIS_DIRECTORY --regions REGIONS photo.jpg" in card
     started = composed([f"init={run[1] / 'run'}", *tiny(shapes, tmp_path)])
     train(copy.deepcopy(started))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize("fit", ["squash", "crop", "letterbox"])
-def test_what_is_written_is_what_is_read(fit, tmp_path, tiny_model, vocabulary):
+def test_what_is_written_is_what_is_read(fit, tmp_path, tiny_model, vocabulary, capsys):
     config = tiny_config(transform__fit=fit)
     save_bundle(tmp_path / "model", Bundle(tiny_model, vocabulary, bundle_config(config, {})))
     (tmp_path / "data" / "photos").mkdir(parents=True)
@@ -24,6 +24,7 @@ def test_what_is_written_is_what_is_read(fit, tmp_path, tiny_model, vocabulary):
     command = ["regions", str(output), str(tmp_path / "data"), "--model", str(tmp_path / "model"), "--device", "cpu"]
     assert prepare.main(command) == 0
     assert [path.relative_to(output).as_posix() for path in output.rglob("*.*")] == ["photos/wide.npz"]
+    assert "encoder.dimension=16 encoder.max_regions=16" in capsys.readouterr().out
     found = RegionFiles(output, 16, 16).read("photos/wide.png")
     with torch.no_grad():
         picture = Preprocess(32, fit).open(tmp_path / "data" / "photos" / "wide.png")
