@@ -18,7 +18,7 @@ from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
 from src.model import CaptioningModel, build, locate
 
-PARTS = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "generation")
+PARTS = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "latent", "generation")
 """The parts of a run's config that a caption depends on."""
 
 
@@ -112,6 +112,8 @@ def read_saved(path: Path) -> Saved:
             raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
     else:
         raise BundleError(f"{path}: no such file or directory; give a bundle/ directory or a .ckpt file")
+    if isinstance(config, dict):
+        config.setdefault("latent", None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
     return Saved(config, vocabulary, state)
@@ -142,9 +144,11 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config, in which the backbone and the embedding look for no weights: the bundle brings them."""
+    """The same config, in which the backbone, where there is one, and the embedding look for no weights: the bundle
+    brings them."""
     config = copy.deepcopy(config)
-    config["encoder"]["backbone"]["weights"] = "random"
+    if "backbone" in config["encoder"]:
+        config["encoder"]["backbone"]["weights"] = "random"
     config["embedding"] = without_vectors(config["embedding"])
     return config
 
@@ -157,12 +161,13 @@ def without_vectors(embedding: dict[str, Any]) -> dict[str, Any]:
 
 def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
     provenance = bundle.config["provenance"]
+    regions = " --regions REGIONS" if "max_regions" in bundle.config["encoder"] else ""
     lines = [
         "# Image captioner",
         "",
         f"Trained with Captionary {provenance.get('version', '')}. Caption pictures with it from the project's root:",
         "",
-        "    python -m src.caption --model THIS_DIRECTORY photo.jpg",
+        f"    python -m src.caption --model THIS_DIRECTORY{regions} photo.jpg",
         "",
         f"- Words: {len(bundle.vocabulary)}, tokenizer `{bundle.config['tokenizer']['_target_'].split('.')[-1]}`",
         f"- Parameters: {sum(p.numel() for p in bundle.model.parameters()):,}",

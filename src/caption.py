@@ -13,11 +13,13 @@ from tqdm import tqdm
 from src.captioner import Captioner
 from src.config import keep_freed_memory
 from src.data.images import ImageError
+from src.data.regions import RegionsError
 from src.generation import BeamSearch
 
 
-def find_pictures(arguments: Sequence[str]) -> list[Path]:
-    """Files as given, pictures below folders (sorted), and what globs match, each once.
+def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
+    """Files as given, pictures below folders (sorted), and what globs match, each once; with `names` an argument that
+    names nothing is a picture of which there are only regions.
 
     Raises:
         ValueError: an argument that names nothing, or a folder without pictures.
@@ -35,6 +37,8 @@ def find_pictures(arguments: Sequence[str]) -> list[Path]:
             inside = [path]
         else:
             inside = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())
+            if not inside and names:
+                inside = [path]
             if not inside:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
         found |= dict.fromkeys(inside)
@@ -52,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them)",
     )
+    result.add_argument(
+        "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
+    )
     result.add_argument("-o", "--output", type=Path, help="write a TSV `img_path<TAB>caption` here instead of printing")
     result.add_argument("--beam", type=int, help="beam size, instead of the bundle's own search")
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
@@ -67,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     keep_freed_memory()
     try:
-        pictures = find_pictures(options.pictures)
-        captioner = Captioner.load(options.model, device_name=options.device)
+        pictures = find_pictures(options.pictures, names=options.regions is not None)
+        captioner = Captioner.load(options.model, device_name=options.device, regions=options.regions)
+        captioner.check_source()
         if options.beam is not None:
             own = {k: v for k, v in captioner.config["generation"].items() if k not in ("_target_", "beam_size")}
             captioner.generation = BeamSearch(options.beam, **own)
@@ -76,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.attention:
-        from src.report import attention_figure
+        from src.report import attention_figure, nothing
 
         options.attention.mkdir(parents=True, exist_ok=True)
         if not captioner.model.decoder.attends:
@@ -92,15 +100,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         readable, opened = [], []
         for path in pictures[start : start + options.batch_size]:
             try:
-                opened.append(captioner.preprocess.decode(path))
+                opened.append(captioner.open(path))
                 readable.append(path)
-            except ImageError as error:
+            except (ImageError, RegionsError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
         found = captioner(opened, options.batch_size, attention=options.attention is not None)
         for path, image, caption in zip(readable, opened, found, strict=True):
             print(f"{path}\t{caption.text}", file=out, flush=True)
             if options.attention and caption.attention is not None:
+                if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
+                    try:
+                        image = captioner.preprocess.decode(path)
+                    except ImageError:
+                        image = nothing()
                 figure = attention_figure(
                     image, caption.words, caption.attention, caption.boxes, preprocess=captioner.preprocess
                 )

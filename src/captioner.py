@@ -1,6 +1,8 @@
 """Captioner: what a user holds. From a bundle to captions of pictures."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +13,13 @@ from PIL import Image
 from src.bundle import load_bundle
 from src.config import autocast_dtype, device, precision
 from src.data.images import load_image
+from src.data.regions import ReadRegions, RegionFiles, RegionsError, padded, region_files
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import EOS, Vocabulary
+from src.decoders.base import map_tensors
 from src.encoders.base import Features
+from src.encoders.precomputed import RegionEncoder, Regions
 from src.generation.base import Hypotheses, Search
 from src.model import CaptioningModel, instantiate
 
@@ -66,6 +71,8 @@ class Captioner:
         generation.bind(vocabulary, tokenizer)
         self.dtype = autocast_dtype(precision(precision_name, self.device.type))
         self.config: dict[str, Any] = {}
+        self.regions: RegionFiles | None = None
+        """Where pictures' regions are, for a captioner of regions computed beforehand."""
 
     @classmethod
     def load(
@@ -74,6 +81,7 @@ class Captioner:
         generation: Search | None = None,
         device_name: str | None = None,
         precision_name: str = "auto",
+        regions: str | Path | None = None,
     ) -> "Captioner":
         """Load a bundle directory, a run's folder, or a checkpoint.
 
@@ -82,9 +90,11 @@ class Captioner:
             generation: another search than the one it was validated with.
             device_name: cpu, cuda, cuda:1, mps; by default the fastest here.
             precision_name: Lightning's names, or auto.
+            regions: where pictures' regions are, for a captioner of regions computed beforehand.
 
         Raises:
             BundleError: there is no captioner, or a damaged one.
+            RegionsError: no such regions, or a captioner that takes none.
         """
         bundle = load_bundle(Path(path))
         captioner = cls(
@@ -97,29 +107,59 @@ class Captioner:
             precision_name,
         )
         captioner.config = bundle.config
+        if regions is not None:
+            captioner.regions = region_files(bundle.config["encoder"], Path(), regions)
         return captioner
 
-    def search(self, images: torch.Tensor | Features, attention: bool = False) -> Hypotheses:
-        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features → hypotheses; no gradients."""
+    def check_source(self) -> None:
+        """Raises RegionsError where the captioner reads regions and none were given."""
+        if isinstance(self.model.encoder, RegionEncoder) and self.regions is None:
+            raise RegionsError(
+                "this captioner reads regions computed beforehand, not pictures: give --regions, a folder of .npz or "
+                ".npy files or an HDF5 file, as encoder.path was in training"
+            )
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
         with (
             torch.no_grad(),  # inference mode would cast the weights anew at every step
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
         ):
-            images = images if isinstance(images, Features) else images.to(self.device)
+            yield
+
+    def features(self, images: torch.Tensor | Regions | Features) -> Features:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or regions computed beforehand → Features;
+        no gradients."""
+        if isinstance(images, Features):
+            return images
+        with self._computing():
+            return self.model.encoder(map_tensors(lambda x: x.to(self.device), images))
+
+    def search(self, images: torch.Tensor | Regions | Features, attention: bool = False) -> Hypotheses:
+        """What `features` takes, or Features → hypotheses; no gradients."""
+        with self._computing():
+            images = map_tensors(lambda x: x.to(self.device), images)
             return self.generation(self.model.decoder, self.model.memory(images), attention=attention)
 
-    def captions(self, found: Hypotheses, alternatives: int = 0) -> list[Caption]:
-        """The best hypothesis of each image as a Caption, with up to `alternatives` others."""
+    def captions(self, found: Hypotheses, alternatives: int = 0, seen: Features | None = None) -> list[Caption]:
+        """The best hypothesis of each image as a Caption, with up to `alternatives` others. Attention is drawn where
+        the regions `seen` lie, or without them where the encoder has them of any picture."""
         tokens, log_probs, scores = found.tokens.tolist(), found.log_probs.tolist(), found.scores.tolist()
         lengths = found.lengths.tolist()
         looks = None if found.attention is None else found.attention.float().cpu().numpy()
-        boxes = None if looks is None else self.model.encoder.boxes(looks.shape[-1]).numpy()
+        if seen is None:
+            places, shown = None if looks is None else self.model.encoder.boxes(looks.shape[-1]).numpy()[None], None
+        else:
+            places, shown = seen.boxes.float().cpu().numpy(), seen.mask.cpu().numpy()
 
         def caption(b: int, k: int) -> Caption:
             length = lengths[b][k]
             ended = length < len(tokens[b][k]) and tokens[b][k][length] == EOS
             words = [self.vocabulary.words[i] for i in tokens[b][k][:length]]
-            attention = None if looks is None else looks[b, k, :length]
+            attention = boxes = None
+            if looks is not None and places is not None:
+                regions = slice(None) if shown is None else shown[b]
+                attention, boxes = looks[b, k, :length][:, regions], places[b if len(places) > 1 else 0][regions]
             return Caption(
                 self.tokenizer.join(words), words, log_probs[b][k][: length + ended], scores[b][k], attention, boxes
             )
@@ -133,24 +173,38 @@ class Captioner:
 
     def __call__(
         self,
-        images: Iterable[str | Path | Image.Image],
+        images: Iterable[str | Path | Image.Image | ReadRegions],
         batch_size: int = 16,
         attention: bool = False,
         alternatives: int = 0,
     ) -> Iterator[Caption]:
-        """Caption pictures (files or PIL images), in order, lazily.
+        """Caption pictures (files or PIL images, or what `open` gave), in order, lazily.
 
         Raises:
             ImageError: a picture that cannot be read; the message names it.
+            RegionsError: regions that cannot be read, or that the captioner needs and does not have.
         """
-        batch: list[torch.Tensor] = []
-        for image in images:
-            if isinstance(image, Image.Image):
-                batch.append(self.preprocess(load_image(image)))
-            else:
-                batch.append(self.preprocess.open(Path(image)))
-            if len(batch) == batch_size:
-                yield from self.captions(self.search(torch.stack(batch), attention), alternatives)
-                batch = []
-        if batch:
-            yield from self.captions(self.search(torch.stack(batch), attention), alternatives)
+        self.check_source()
+        pending = iter(images)
+        while batch := list(islice(pending, batch_size)):
+            opened = [self.open(image) if isinstance(image, str | Path) else image for image in batch]
+            seen = self.features(self._stacked(opened))
+            yield from self.captions(self.search(seen, attention), alternatives, seen)
+
+    def open(self, path: str | Path) -> Image.Image | ReadRegions:
+        """A picture file, or its regions, as `__call__` takes them.
+
+        Raises:
+            ImageError, RegionsError: they cannot be read; the message names them.
+        """
+        return self.preprocess.decode(path) if self.regions is None else self.regions.read(str(path))
+
+    def _stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> torch.Tensor | Regions:
+        """Pictures or their regions as a batch of what the encoder takes."""
+        regions = [each for each in opened if isinstance(each, ReadRegions)]
+        pictures = [each for each in opened if isinstance(each, Image.Image)]
+        if pictures and (regions or isinstance(self.model.encoder, RegionEncoder)):
+            raise RegionsError("this captioner reads regions computed beforehand, not pixels: give pictures' paths")
+        if regions:
+            return padded(regions)
+        return torch.stack([self.preprocess(load_image(picture)) for picture in pictures])

@@ -27,6 +27,8 @@ from src import help
 from src.bundle import without_vectors
 from src.config import device, precision
 from src.data.module import SPLITS, CaptionData, check_fields
+from src.data.regions import region_files
+from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
 from src.encoders.pretrained import PretrainedBackbone
 from src.help import no_field, shown
@@ -34,6 +36,7 @@ from src.initial import VOCABULARIES, freeze
 from src.metrics.captions import METRICS
 from src.metrics.java import INSTALL_JAVA, find_java
 from src.model import TRAINING, ConfigError, build, instantiate, locate
+from src.objectives import Objective
 from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 
@@ -41,7 +44,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer":
 """What takes the fields of parts that name no class."""
 TRAINER_GIVEN = ("callbacks", "logger", "default_root_dir", "use_distributed_sampler", "num_sanity_val_steps")
 """The Trainer's arguments that a run sets itself."""
-OPTIONAL = ("attention", "scheduler", "callbacks", "logger")
+OPTIONAL = ("attention", "latent", "scheduler", "callbacks", "logger")
 """Groups that can be left out, besides those that are null by default."""
 NO_VALIDATION = (
     "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "
@@ -69,6 +72,7 @@ FIELDS: dict[str, Any] = {
     "init_vocabulary": Choice[VOCABULARIES],
     "freeze": list[str],
     "output": str | None,
+    "regions": str | None,
     "limit": int | None,
     "device": str | None,
     "precision": PRECISION,
@@ -322,12 +326,17 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
         raise ConfigError(NO_VALIDATION)
     tokenizer, preprocess = instantiate(config["tokenizer"]), instantiate(config["transform"])
     _check_views(config, preprocess.augment is not None)
+    _check_regions(config, preprocess, here)
     make = config["data"]["make"]
     if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
-    for part in ("objective", "generation"):
-        _construct(part, config[part])
-    _check_model(config, here)
+    objective, _ = (_construct(part, config[part]) for part in ("objective", "generation"))
+    _check_model(config, objective, here)
+    if objective.needs_start and not config["init"] and not config["ckpt"]:
+        raise ConfigError(
+            "objective: it goes on from a captioner that speaks already: give init=RUN, one trained with "
+            "objective=cross_entropy, or objective.from_random=true"
+        )
     last, unfreeze = config["trainer"].get("max_epochs"), config["encoder"].get("unfreeze_epoch") or 0
     if isinstance(last, int) and 0 < last <= unfreeze:
         raise ConfigError(
@@ -368,6 +377,19 @@ def _check_views(config: Mapping[str, Any], augmented: bool) -> None:
         )
 
 
+def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool) -> None:
+    """Regions computed beforehand are there, and nothing is asked of pixels, which are not read."""
+    if "max_regions" not in config["encoder"]:
+        return
+    if preprocess.fit != "squash" or preprocess.augment is not None:
+        raise ConfigError(
+            "transform: regions computed beforehand are of whole pictures as they are, whose pixels are not read: "
+            "choose transform=squash"
+        )
+    if here:
+        region_files(config["encoder"], Path(config["data"]["root"]))
+
+
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
@@ -404,7 +426,7 @@ def _check_package(path: str, node: Mapping[str, Any], instead: str) -> None:
         raise ConfigError(f"{path} needs {package}: `pip install {package}` first, or choose {instead}")
 
 
-def _check_model(config: Mapping[str, Any], here: bool) -> None:
+def _check_model(config: Mapping[str, Any], objective: Objective, here: bool) -> None:
     """Build the model and show it a picture, both without memory or weights, on the `meta` device."""
     embedding = config["embedding"]
     if config["init"] or not here:
@@ -419,8 +441,9 @@ def _check_model(config: Mapping[str, Any], here: bool) -> None:
             model = build(
                 {**config, "encoder": encoder, "embedding": embedding}, Vocabulary.build([["word"]], min_count=1)
             ).eval()
-            model.memory(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            model.memory(model.encoder.blank(size))
             freeze(model, config["freeze"])
+            objective.check(model)
     except TypeError as error:
         raise ConfigError(_keyed("encoder.backbone", config["encoder"].get("backbone", {}), error)) from error
     except (AssertionError, RuntimeError) as error:

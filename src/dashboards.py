@@ -18,7 +18,7 @@ from src.captioner import Captioner
 from src.data.images import ImageError
 from src.data.module import Batch, CaptionData, Item
 from src.loggers import WandbOrOffline
-from src.report import Example, attention_figure, evenly
+from src.report import Example, attention_figure, evenly, nothing
 from src.runs import flat
 from src.training import CaptioningModule
 
@@ -53,7 +53,7 @@ class Pictures(lightning.Callback):
         figures = []
         for example in examples:
             try:
-                picture = data.preprocess.decode(example.image)
+                picture = example.picture or data.preprocess.decode(example.image)
             except ImageError as error:  # a file that has gone since is no reason to end a training
                 log.warning("not among the logged pictures: %s", error)
                 continue
@@ -174,7 +174,9 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
         precision,
     )
     examples = []
-    for row, caption in zip(rows, captioner.captions(captioner.search(batch.images, attention=True)), strict=True):
+    seen = captioner.features(batch.images)
+    captions = captioner.captions(captioner.search(seen, attention=True), seen=seen)
+    for row, caption in zip(rows, captions, strict=True):
         said, scores = module.captioned.get(row, ("", {}))
         examples.append(
             Example(
@@ -185,6 +187,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
                 caption.boxes,
                 split.captions[row],
                 scores if said == caption.text else {},  # in bf16 another batch may round to another word
+                None if data.has_picture(split.images[row]) else nothing(),
             )
         )
     return examples

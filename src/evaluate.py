@@ -33,8 +33,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     data = build_data(
         {
             "data": config["data"],
-            "transform": captioner.config["transform"],
-            "tokenizer": captioner.config["tokenizer"],
+            "regions": config["regions"],
+            **{part: captioner.config[part] for part in ("transform", "tokenizer", "encoder")},
         },
         vocabulary=captioner.vocabulary,
     )

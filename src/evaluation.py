@@ -19,11 +19,12 @@ from src.captioner import Caption, Captioner
 from src.config import ROOT
 from src.data.features import state_digest
 from src.data.module import CaptionData
+from src.decoders.base import map_tensors
 from src.files import write_atomically
 from src.metrics.captions import METRICS, CaptionScorer
 from src.metrics.named import named_shares
 from src.objectives.cross_entropy import CrossEntropy
-from src.report import Example, evenly, score_text, write_report
+from src.report import Example, evenly, nothing, score_text, write_report
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +81,19 @@ def evaluate(
     captioner.model.eval()
     with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
         for batch in data.evaluation_dataloader(split):
-            batch = batch._replace(
-                **{
-                    field: getattr(batch, field).to(captioner.device)
-                    for field in batch._fields
-                    if field != "references"
-                }
-            )
+            batch = map_tensors(lambda x: x.to(captioner.device), batch)
             with (
                 torch.no_grad(),  # inference mode would cast the weights anew at every step
                 torch.autocast(captioner.device.type, captioner.dtype, enabled=captioner.dtype is not None),
             ):
-                batch = batch._replace(images=captioner.model.encoder(batch.images))
+                seen = captioner.model.encoder(batch.images)
+                batch = batch._replace(images=seen)
                 loss = likelihood(captioner.model, batch)
             tokens += float(loss.count)
             correct += float(loss.logs["token_accuracy"])
             nats += float(loss.logs["cross_entropy"])
             first = len(captions)
-            found = captioner.captions(captioner.search(batch.images, attention=True))
+            found = captioner.captions(captioner.search(seen, attention=True), seen=seen)
             captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
             if len(captions) >= len(names):
@@ -143,6 +139,7 @@ def evaluate(
             captions[i].boxes,
             references[names[i]],
             result.per_image[names[i]],
+            None if data.has_picture(names[i]) else nothing(),
         )
         for i in shown
     ]

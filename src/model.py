@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from src.data.vocabulary import Vocabulary
 from src.decoders.base import Decoder
 from src.encoders.base import Encoder, Features
+from src.encoders.precomputed import Regions
 
 
 class ConfigError(ValueError):
@@ -24,11 +25,12 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def features(self, images: Tensor | Features) -> Features:
-        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or Features, which stay as they are."""
+    def features(self, images: Tensor | Regions | Features) -> Features:
+        """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), regions computed beforehand, or Features,
+        which stay as they are."""
         return images if isinstance(images, Features) else self.encoder(images)
 
-    def memory(self, images: Tensor | Features) -> Any:
+    def memory(self, images: Tensor | Regions | Features) -> Any:
         """What `features` takes → the decoder's Memory."""
         return self.decoder.prepare(self.features(images))
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from src.data.images import ImageError, load_image
-from src.data.transforms import Preprocess
+from src.data.transforms import GREY, Preprocess
 from src.metrics import is_fraction
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,11 @@ CJK_FONTS = (
 """Looked for by name where the system keeps its fonts (Linux, macOS, Windows)."""
 
 
+def nothing() -> Image.Image:
+    """What is shown of a picture of which there are regions and no file."""
+    return Image.new("RGB", (LONGEST_SIDE, LONGEST_SIDE), GREY)
+
+
 class Example(NamedTuple):
     """A captioned picture. R regions."""
 
@@ -56,6 +61,8 @@ class Example(NamedTuple):
     references: list[str]
     scores: dict[str, float]
     """The picture's own, e.g. {"CIDEr": 0.8}: fractions."""
+    picture: Image.Image | None = None
+    """What is shown instead of the file, where there is none."""
 
 
 def score_text(name: str, value: float | int | str | None) -> str:
@@ -200,6 +207,12 @@ def _placed(
     boxes = _cells(square, square) if boxes is None else np.asarray(boxes, dtype=np.float64)
     if boxes.shape != (count, 4):
         raise ValueError(f"boxes are {boxes.shape}, where attention over {count} regions needs ({count}, 4)")
+    # Maps of several stages may have cells of the same places: what is seen there is seen once.
+    _, first, place = np.unique(boxes.round(4), axis=0, return_index=True, return_inverse=True)
+    if len(first) < count:
+        order = np.argsort(np.argsort(first))
+        weights = weights @ np.eye(len(first))[order[place.reshape(-1)]]
+        boxes = boxes[np.sort(first)]
     boxes = (boxes - 0.5) * np.tile(np.divide(preprocess.seen(*size), size), 2) + 0.5
     extent = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
     columns, rows = (len(np.unique(boxes[:, axis].round(4))) for axis in (0, 1))
@@ -352,7 +365,7 @@ def _card(example: Example, preprocess: Preprocess) -> dict[str, Any]:
         "attention": None,
     }
     try:
-        picture = load_image(example.image, draft=2 * LONGEST_SIDE)
+        picture = load_image(example.picture or example.image, draft=2 * LONGEST_SIDE)
     except ImageError as error:
         log.warning("not shown in the report: %s", error)
         return card | {"problem": str(error).replace(str(example.image), name)}

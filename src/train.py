@@ -31,6 +31,7 @@ from src.config import (
 )
 from src.dashboards import begin, end
 from src.data.module import CaptionData
+from src.data.regions import region_files
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
 from src.files import write_atomically
@@ -48,7 +49,8 @@ NOT_OF_THE_DATA = ("make", "nouns", "cache", "cache_views", "cache_workers")
 
 
 def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
-    """The data module of a config's `data`, `transform` and `tokenizer`; makes built-in data that is not there yet."""
+    """The data module of a config's `data`, `transform`, `tokenizer` and, where that reads regions, `encoder`; makes
+    built-in data that is not there yet."""
     data = {k: v for k, v in config["data"].items() if k not in NOT_OF_THE_DATA}
     if config["data"].get("make"):
         from src.prepare.scenes import make_scenes
@@ -59,6 +61,7 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
             **data,
             "preprocess": instantiate(config["transform"]),
             "tokenizer": instantiate(config["tokenizer"]),
+            "regions": region_files(config["encoder"], Path(data["root"]), config.get("regions")),
             **known,
         }
     )
@@ -141,11 +144,13 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         "trained_on": f"{len(data.images('train'))} images",
     }
     kept = bundle_config(config, provenance)
+    objective = instantiate(config["objective"])
+    objective.begin(model, data)
     module = CaptioningModule(
         model,
         vocabulary,
         data.tokenizer,
-        instantiate(config["objective"]),
+        objective,
         instantiate(config["generation"]),
         config["optimizer"],
         config.get("scheduler"),

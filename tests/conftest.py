@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -67,13 +68,24 @@ def random_features(batch: int = 3, side: int = 2, width: int = 16, seed: int = 
     return Features(grid, grid.mean(1), boxes, torch.ones(batch, side * side, dtype=torch.bool))
 
 
+def write_regions(file: Path, count: int, width: int = 2048, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """A .npz file of random regions of a picture of 40 × 48 pixels; returns what it says: features, boxes in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    features = rng.standard_normal((count, width)).astype(np.float16)
+    boxes = np.sort(rng.integers(0, 41, (count, 2, 2)), axis=1).reshape(count, 4).astype(np.float32)
+    np.savez(file, features=features, boxes=boxes, image_w=40, image_h=48)
+    return features, boxes / [40, 48, 40, 48]
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 24 coloured shapes with two captions each: images/, train.tsv, val.tsv, test.tsv, nouns.json."""
+    """A data set of 24 coloured shapes with two captions each: images/, train.tsv, val.tsv, test.tsv, nouns.json; and
+    regions/, two to five random ones a picture."""
     import json
 
     root = tmp_path_factory.mktemp("shapes")
     (root / "images").mkdir()
+    (root / "regions" / "images").mkdir(parents=True)
     rng = random.Random(0)
     rows, nouns = [], {}
     for number in range(24):
@@ -84,6 +96,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (draw.rectangle if shape == "square" else draw.ellipse)((x, y, x + 18, y + 18), fill=COLOURS[colour])
         name = f"images/{number:02d}.png"
         image.save(root / name)
+        write_regions(root / "regions" / "images" / f"{number:02d}.npz", 2 + number % 4, seed=number)
         rows.append([f"{name}\tA {colour} {shape}.", f"{name}\tThere is a {colour} {shape} on grey."])
         nouns[name] = {"objects": [[shape, shape + "s"]], "backgrounds": [["grey"]]}
     for split, part in (("train", rows[:16]), ("val", rows[16:20]), ("test", rows[20:])):

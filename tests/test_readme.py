@@ -46,6 +46,15 @@ def save(path: Path, vocabulary: Vocabulary) -> Path:
 
 
 @pytest.fixture
+def regions_bundle(tmp_path, vocabulary: Vocabulary) -> Path:
+    config = bundle_config(tiny_config(), {"encoder_weights": "none"})
+    config["encoder"] = {"_target_": "src.encoders.RegionEncoder", "path": "regions", "dimension": 2048}
+    config["encoder"] |= {"max_regions": 100, "width": 16}
+    save_bundle(tmp_path / "regions_bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    return tmp_path / "regions_bundle"
+
+
+@pytest.fixture
 def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
     return save(tmp_path / "bundle", vocabulary)
 
@@ -56,8 +65,11 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     arguments = [f"init={bundle}" if a.startswith("init=") else a for a in arguments]
     swept = [re.sub(r"=([^\[,]+),.*", r"=\1", a) for a in arguments if a != "-m"]  # one job of a sweep
     mine = [a for a in swept if a.split("=")[0] not in ("data", "data.root", "data.train", "data.split", "data.val")]
-    mine = [a for a in mine if a.split("=")[0] not in ("data.test", "data.make.language", "ckpt")]
-    extra = ["encoder.backbone.weights=random"] if "encoder=resnet50" in mine else []
+    # The tiny data's regions are 2048 wide.
+    given = ("data.test", "data.make.language", "ckpt", "encoder.dimension")
+    mine = [a for a in mine if a.split("=")[0] not in given]
+    fetched = {"encoder=resnet50", "encoder=resnet50_multiscale", "encoder=vit"}
+    extra = ["encoder.backbone.weights=random"] if fetched & set(mine) else []
     train(composed([*mine, *tiny(shapes, tmp_path), *extra]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "config.yaml").exists()
     composed(arguments if "-m" not in arguments else swept)  # and as it stands
@@ -75,31 +87,37 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", commands("src.caption"), ids=identify)
-def test_caption_commands(arguments, bundle, shapes, tmp_path, monkeypatch):
+def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data").symlink_to(shapes)
     (tmp_path / "my_data_photos").symlink_to(shapes / "images")
     (tmp_path / "data" / "scenes").mkdir(parents=True)
     (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
     arguments = [a.replace("my_data/photos", "my_data_photos") for a in arguments]
+    if "--regions" in arguments:
+        arguments[arguments.index("--regions") + 1] = str(shapes / "regions" / "images")
+        bundle = regions_bundle
     arguments[arguments.index("--model") + 1] = str(bundle)
     assert caption.main(arguments) == 0
     assert len((tmp_path / "captions.tsv").read_text().splitlines()) == 24
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
-def test_preparation_commands(arguments, tmp_path, monkeypatch):
+def test_preparation_commands(arguments, tmp_path, monkeypatch, bundle, shapes):
     monkeypatch.chdir(tmp_path)
     name, folder, *options = arguments
     if name == "scenes":
         if "--images" in options:
             del options[options.index("--images") : options.index("--images") + 2]
         options += ["--images", "40"]
+    elif name == "regions":
+        (tmp_path / options[0]).symlink_to(shapes)
+        folder, options = "regions", [str(bundle) if a.startswith("runs/") else a for a in options]
     else:  # a known data set: a miniature of it, where the command looks for it
         (originals.coco if name == "karpathy" else getattr(originals, name))(tmp_path / folder)
     assert prepare.main([name, folder, *options]) == 0
     made = Path(options[options.index("--output") + 1]) if "--output" in options else Path(folder)
-    assert list(made.glob("train*.tsv"))
+    assert list(made.glob("images/*.npz" if name == "regions" else "train*.tsv"))
 
 
 def test_each_data_set_has_a_command():

@@ -415,3 +415,17 @@ def test_script_in_a_browser(tmp_path, example):
     assert found["on"] == ["dog"]
     assert found["alpha"][0] < 80 and found["alpha"][1] > 190 and found["cleared"] == 0
     assert found["order"] == ["猫", "a dog runs"] and found["count"] == "1 of 2" and found["controls"]
+
+
+def test_what_lies_in_the_same_place_is_added_up(tmp_path, example):
+    """Three maps of the same cells are drawn as one of them, the sum of their weights, and a fourth box as it is."""
+    boxes = grid_boxes(3, 2).numpy()
+    weights = attend(3, 19)
+    whole = np.array([[0.0, 0.0, 1.0, 1.0]])
+    three = example._replace(boxes=np.concatenate([boxes, boxes, boxes, whole]), attention=weights)
+    added = weights[:, :18].reshape(3, 3, 6).sum(1)
+    one = example._replace(boxes=np.concatenate([boxes, whole]), attention=np.c_[added, weights[:, 18]])
+    places = [report(tmp_path, each)[0].find("div", "photo") for each in (three, one)]
+    assert places[0] == places[1] and "data-attention" in places[0][0][0]
+    figure = attention_figure(three.image, three.words, three.attention, three.boxes)
+    assert figure.tobytes() == attention_figure(one.image, one.words, one.attention, one.boxes).tobytes()

@@ -65,8 +65,9 @@ def cached_features(
 ) -> np.ndarray:
     """Regions (N, R, D) float16 of all images, memory-mapped; computed where the cache does not have them.
 
-    The key is the backbone's configuration, the number and the weights' content of its frozen stages, the
-    preprocessing, the arithmetic's precision, the images (names, sizes, times of change) and how each is varied. A
+    The key is the backbone's configuration, the number and the weights' content of its frozen stages, what the encoder
+    takes of them, the preprocessing, the arithmetic's precision, the images (names, sizes, times of change) and how
+    each is varied. A
     build that was interrupted goes on where it stopped; one that runs at the same time is waited for. A finished one is
     never written again.
 
@@ -87,6 +88,7 @@ def cached_features(
     key = {
         "backbone": {k: v for k, v in backbone_config.items() if k != "weights"},
         "stages": encoder.frozen_stages,
+        **encoder.cache_key,
         "weights": state_digest(*encoder.frozen_modules),
         "preprocess": preprocess.to_dict(),
         "precision": str(precision),

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.features import cached_features
+from src.data.regions import RegionFiles, padded
 from src.data.sides import swap_sides
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import AS_IT_IS, Augmentation, Preprocess, Variation
 from src.data.tsv import Captions, OnBadRow, Verify, check_fractions, read_tsv, split_by_image, write_skipped
 from src.data.vocabulary import PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
+from src.encoders.precomputed import Regions
 from src.ranges import at_least
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,9 @@ SPLITS = ("train", "val", "test")
 class Batch(NamedTuple):
     """B images with up to Q captions each. Ragged Q and T are padded and masked."""
 
-    images: Tensor | Features
-    """(B, 3, H, W) uint8 pixels, (B, R, D) cached output of the frozen stages, or what the encoder made of either."""
+    images: Tensor | Regions | Features
+    """(B, 3, H, W) uint8 pixels, (B, R, D) cached output of the frozen stages, regions computed beforehand, or what the
+    encoder made of any of these."""
     index: Tensor  # type: ignore[assignment]
     """(B,) each image's row in its split."""
     tokens: Tensor
@@ -65,8 +68,9 @@ class CaptionedImages(Dataset[Batch]):
         vocabulary: Vocabulary,
         longest: int,
         augment: Augmentation | None = None,
+        regions: RegionFiles | None = None,
     ) -> None:
-        self.root, self.preprocess = root, preprocess
+        self.root, self.preprocess, self.regions = root, preprocess, regions
         self.augment = augment = augment or Augmentation()  # nothing
         self.images, self.captions = captions.images, captions.captions
         self.first_caption = np.cumsum([0, *map(len, captions.captions)])
@@ -115,8 +119,11 @@ class CaptionedImages(Dataset[Batch]):
         """Items → a whole Batch: nothing is collated caption by caption."""
         index = [item.image for item in items]
         variations = [self._variation(item) for item in items]
+        images: Tensor | Regions
         if self.features is not None:
             images = torch.from_numpy(np.stack([self.features[self._view(item)][item.image] for item in items]))
+        elif self.regions is not None:
+            images = padded([self.regions.read(self.images[i]) for i in index])
         else:
             paths = [self.root / self.images[i] for i in index]
             images = torch.stack([self.preprocess.open(*each) for each in zip(paths, variations, strict=True)])
@@ -272,6 +279,7 @@ class CaptionData(lightning.LightningDataModule):
         verify: none, exists or decode: how images are checked.
         on_bad_row: error, or skip (counted, and listed in `skipped.tsv`).
         cache_dir: where verified images and cached features are remembered.
+        regions: of the images, computed beforehand: these are read, and checked by `verify`, instead of the images.
         seed: of the order.
     """
 
@@ -297,6 +305,7 @@ class CaptionData(lightning.LightningDataModule):
         verify: Verify = "exists",
         on_bad_row: OnBadRow = "error",
         cache_dir: str | Path = "cache",
+        regions: RegionFiles | None = None,
         seed: int = 0,
     ) -> None:
         check_fields(locals())
@@ -305,7 +314,7 @@ class CaptionData(lightning.LightningDataModule):
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.batch_size, self.eval_batch_size, self.captions_per_image = batch_size, eval_batch_size, captions_per_image
         self.max_tokens, self.workers, self.seed = max_tokens, workers, seed
-        self.verify, self.on_bad_row = verify, on_bad_row
+        self.verify, self.on_bad_row, self.regions = verify, on_bad_row, regions
         files = {"train": train, "val": val, "test": test}
         self.tables: dict[str, Captions] = {}
         if split is not None:
@@ -329,8 +338,15 @@ class CaptionData(lightning.LightningDataModule):
     def _read(self, file: str) -> Captions:
         path = self.root / file
         table = read_tsv(
-            path, self.root, on_bad_row=self.on_bad_row, verify=self.verify, cache_dir=self.cache_dir / "verified"
+            path,
+            self.root,
+            on_bad_row=self.on_bad_row,
+            verify=self.verify,
+            cache_dir=self.cache_dir / "verified",
+            look=self.regions.problems if self.regions else None,
         )
+        if self.regions:
+            self.regions.read(table.images[0])  # files of another width are refused before any work
         listed = self.cache_dir / f"{self.root.resolve().name}.{path.stem}.skipped.tsv"
         if table.skipped:
             write_skipped(listed, table.skipped)
@@ -359,8 +375,13 @@ class CaptionData(lightning.LightningDataModule):
                 self.vocabulary,
                 self.max_tokens,
                 self.preprocess.augment if name == "train" else None,
+                self.regions,
             )
         return self._splits[name]
+
+    def has_picture(self, image: str) -> bool:
+        """Whether there is a file to show: of regions computed beforehand there need be none."""
+        return self.regions is None or (self.root / image).is_file()
 
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], views: int = 1, **options: Any

@@ -100,9 +100,7 @@ class AttendingDecoder(Decoder):
     output: nn.Linear
     """What `recur` leaves (…, ·) → (…, E)."""
 
-    def __init__(
-        self, embedding: Embedding, attention: Attention, hidden: int, dropout: float, tied: bool
-    ) -> None:
+    def __init__(self, embedding: Embedding, attention: Attention, hidden: int, dropout: float, tied: bool) -> None:
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden)
         self.attention, self.hidden_size = attention, hidden

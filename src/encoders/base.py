@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,10 @@ class Backbone(nn.Module):
     """D, the channels of the map."""
     vector: bool = False
     """Whether the map is one fixed-length vector, 1 × 1, rather than regions to attend over."""
+    tokens: bool = False
+    """Whether its stages but the last give tokens (B, N, D), those besides the regions' among them, instead of maps."""
+    img_size: int | None = None
+    """Pixels a side of the only pictures that it takes; None: any."""
     mean: Tensor
     std: Tensor
     weights_used: str = "random"
@@ -65,7 +69,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Stages `first` … `last` - 1: of pixels where first is 0, else of the map that stage first - 1 gave."""
+        """Stages `first` … `last` - 1: of pixels where first is 0, else of what stage first - 1 gave."""
         x = images if first else (images - self.mean) / self.std
         for stage in self.stages[first:last]:
             for module in stage.modules:
@@ -154,7 +158,7 @@ class Encoder(nn.Module):
         self.asleep = unfreeze_epoch > 0
         """Whether the stages that are to learn wait for their epoch."""
         self.width = width or backbone.width
-        self.project = nn.Linear(backbone.width, self.width) if width else nn.Identity()
+        self.project: nn.Module = nn.Linear(backbone.width, self.width) if width else nn.Identity()
         self.position = BoxPosition(self.width) if position and not self.vector else None
         self.norm = nn.LayerNorm(self.width)
         self.dropout = Dropout(dropout)
@@ -166,6 +170,11 @@ class Encoder(nn.Module):
     def vector(self) -> bool:
         """True where a decoder gets one fixed-length vector and no regions to attend over."""
         return self.backbone.vector or self.pool
+
+    @property
+    def cache_key(self) -> dict[str, Any]:
+        """What the feature cache's rows depend on besides the backbone and how many of its stages are frozen."""
+        return {}
 
     @property
     def frozen_modules(self) -> list[nn.Module]:
@@ -201,19 +210,29 @@ class Encoder(nn.Module):
             last: the stage before which to stop.
         """
         if images.dim() == 3:
-            side = math.isqrt(images.size(1))
-            if side * side != images.size(1):
-                raise ValueError(f"{images.size(1)} regions form no square grid: cached maps are square")
-            first, x = self.frozen_stages, images.transpose(1, 2).unflatten(2, (side, side))
-            x = x.to(self.norm.weight.dtype)
+            first, x = self.frozen_stages, images.to(self.norm.weight.dtype)
+            if not self.backbone.tokens or first == len(self.backbone.stages):
+                side = math.isqrt(images.size(1))
+                if side * side != images.size(1):
+                    raise ValueError(f"{images.size(1)} regions form no square grid: cached maps are square")
+                x = x.transpose(1, 2).unflatten(2, (side, side))
         else:
-            first, x = 0, images.to(self.norm.weight.dtype)
-            x = x / 255 if images.dtype == torch.uint8 else x
-        return self.backbone(x, first, last).flatten(2).transpose(1, 2)
+            first, x = 0, self.pixels(images)
+        x = self.backbone(x, first, last)
+        return x if x.dim() == 3 else x.flatten(2).transpose(1, 2)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), uint8 or floats in [0, 1], as the backbone takes them."""
+        x = images.to(self.norm.weight.dtype)
+        return x / 255 if images.dtype == torch.uint8 else x
 
     def frozen_regions(self, pixels: Tensor) -> Tensor:
-        """What the feature cache keeps: the last frozen stage's map of pixels (B, 3, H, W), as (B, R', D')."""
+        """What the feature cache keeps of pixels (B, 3, H, W): the last frozen stage's output as (B, R', D')."""
         return self.regions(pixels, self.frozen_stages)
+
+    def blank(self, size: int) -> Any:
+        """What `forward` takes of one black picture of `size` pixels a side."""
+        return torch.zeros(1, 3, size, size, dtype=torch.uint8)
 
     def boxes(self, regions: int, device: torch.device | None = None) -> Tensor:
         """Boxes (R, 4) of R regions as `forward` orders them: the map's cells row by row, then each coarser grid's.
@@ -240,8 +259,17 @@ class Encoder(nn.Module):
             finest = grid.transpose(1, 2).unflatten(2, (math.isqrt(grid.size(1)), -1))
             coarser = [F.adaptive_avg_pool2d(finest, side).flatten(2).transpose(1, 2) for side in self.grids]
             grid = torch.cat([grid, *coarser], 1)
+        return self.placed(grid, boxes)
+
+    def placed(self, grid: Tensor, boxes: Tensor, mask: Tensor | None = None) -> Features:
+        """Projected regions (B, R, width) and their boxes (R, 4) or (B, R, 4): the rest of the neck. All regions are
+        real, or those of the mask (B, R)."""
         if self.position is not None:
             grid = grid + self.position(boxes)
         grid = self.norm(grid)
-        mask = torch.ones(grid.shape[:2], dtype=torch.bool, device=regions.device)
-        return Features(grid, grid.mean(1), boxes.expand(len(grid), -1, -1), mask)
+        if mask is None:
+            mask, pooled = torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device), grid.mean(1)
+        else:
+            grid = grid.masked_fill(~mask.unsqueeze(-1), 0)
+            pooled = grid.sum(1) / mask.sum(1, keepdim=True)
+        return Features(grid, pooled, boxes.expand(len(grid), -1, -1), mask)

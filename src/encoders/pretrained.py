@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import logging
 import math
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from src.encoders.base import Backbone, Stage
+from src.ranges import at_least
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def file_description(path: str | Path) -> str:
 
 def load_into(network: nn.Module, state: "OrderedDict[str, Tensor]", source: str) -> None:
     """Load a state dict into a network by name; leftover classifier weights are dropped, anything else must fit."""
-    classifier = ("fc.", "classifier.", "head.")
+    classifier = ("fc.", "classifier.", "head.", "head_dist.")
     state = OrderedDict((k.removeprefix("module."), v) for k, v in state.items())
     state = OrderedDict((k, v) for k, v in state.items() if not k.startswith(classifier))
     try:
@@ -108,7 +110,7 @@ class PretrainedBackbone(Backbone):
             self.weights_used = "random"
             return
         if weights not in ("auto", "imagenet"):
-            load_into(network, load_state_file(weights), f"weights={weights}")
+            load_into(network, self.fitted(network, load_state_file(weights)), f"weights={weights}")
             self.weights_used = file_description(weights)
             log.info("%s: weights from %s", name, weights)
             return
@@ -126,6 +128,10 @@ class PretrainedBackbone(Backbone):
                 name,
                 error,
             )
+
+    def fitted(self, network: nn.Module, state: "OrderedDict[str, Tensor]") -> "OrderedDict[str, Tensor]":
+        """A file's state dict as this network names and shapes it."""
+        return state
 
     def imagenet_state(self, network: nn.Module, name: str) -> tuple["OrderedDict[str, Tensor]", str]:
         """Weights from the library's own cache or its download, with their description.
@@ -148,7 +154,11 @@ TIMM_STAGES: dict[str, tuple[tuple[str, ...] | str, ...]] = {
     "ResNet": (("conv1", "bn1", "act1", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)),
     "ConvNeXt": (("stem",), "stages", ("norm_pre",)),
     "RegNet": (("stem",), ("s1",), ("s2",), ("s3",), ("s4",), ("final_conv",)),
+    "SwinTransformer": (("patch_embed",), "layers", ("norm",)),
+    "SwinTransformerV2": (("patch_embed",), "layers", ("norm",)),
 }
+PLAIN_TRANSFORMERS = ("VisionTransformer", "VisionTransformerDistilled")
+"""timm's classes whose blocks need nothing but the tokens (ViT, DeiT, DINOv2, CLIP's …): each block is a stage."""
 
 
 class FeatureMap(nn.Module):
@@ -162,42 +172,115 @@ class FeatureMap(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.network.forward_features(pixels)
         if x.dim() == 3:
-            x = x[:, getattr(self.network, "num_prefix_tokens", 0) :]
-            side = math.isqrt(x.size(1))
-            return x.transpose(1, 2).unflatten(2, (side, side))
+            return _laid_out(x, getattr(self.network, "num_prefix_tokens", 0))
         return x.permute(0, 3, 1, 2) if getattr(self.network, "output_fmt", "NCHW") == "NHWC" else x
+
+
+def _laid_out(tokens: Tensor, prefix: int) -> Tensor:
+    """Tokens (B, prefix + h · w, D) → the map (B, D, h, w), without class and register tokens, which come first."""
+    side = math.isqrt(tokens.size(1) - prefix)
+    return tokens[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+
+
+class Embedding(nn.Module):
+    """What a transformer does before its blocks and norm, which are taken out of it: pixels → tokens."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        network.blocks, network.norm = nn.Sequential(), nn.Identity()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network.forward_features(pixels)
+
+
+class LaidOut(nn.Module):
+    """Tokens → map, as a module."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _laid_out(tokens, self.prefix)
+
+
+class Transposed(nn.Module):
+    """The same map with its dimensions in another order."""
+
+    def __init__(self, *order: int) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(*self.order)
 
 
 class TimmBackbone(PretrainedBackbone):
     """Any timm network that gives a feature map, by its timm name (https://huggingface.co/docs/timm). The families of
-    TIMM_STAGES can be frozen in part; any other is one stage.
+    TIMM_STAGES and PLAIN_TRANSFORMERS can be frozen in part; any other is one stage.
 
     Args:
         name: timm's model name, e.g. tf_efficientnet_lite0.
         weights: auto, imagenet, random, or the path of a state dict.
+        img_size: pixels a side of the pictures, for networks that are built for one size (transformers): weights'
+            position embeddings are resampled to it. None: the size that the network was published for.
         **options: passed to `timm.create_model`.
 
     Raises:
         WeightsError: `imagenet` or a file was asked for and is not to be had, or does not fit.
-        ValueError: timm knows no such model.
+        ValueError: timm knows no such model, or its tokens form no square grid.
     """
 
-    def __init__(self, name: str, weights: str = "auto", **options: Any) -> None:
+    def __init__(self, name: str, weights: str = "auto", img_size: int | None = None, **options: Any) -> None:
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"encoder.backbone.name={name}: timm knows no such model; close: {close or 'none'}")
-        network: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
+        at_least(1, "encoder.backbone", img_size=img_size)
+        # A distilled DeiT refuses to be without pooling, which forward_features does not reach.
+        self.options = {"num_classes": 0, "global_pool": "token" if "_distilled_" in name else "", **options}
+        if img_size is not None:
+            self.options["img_size"] = img_size
+        try:
+            network: Any = timm.create_model(name, pretrained=False, **self.options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            raise ValueError(
+                f"encoder.backbone.img_size={img_size}: {name} takes pictures of any size; use null, or encoder=timm"
+            ) from error
         super().__init__(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
-        self.options = options
-        self.width = int(network.num_features)
+        self.width, self.img_size = int(network.num_features), img_size
         self.choose_weights(network, name, weights)
-        recipe = TIMM_STAGES.get(type(network).__name__)
-        self.network = network if recipe else FeatureMap(network)
-        self._stages = _timm_stages(network, recipe) if recipe else [Stage(name, [self.network])]
+        kind = type(network).__name__
+        if kind in PLAIN_TRANSFORMERS:
+            self.tokens = True
+            self.blocks, self.norm, prefix = network.blocks, network.norm, int(network.num_prefix_tokens)
+            for unused in ("head", "head_dist", "fc_norm"):
+                setattr(network, unused, nn.Identity())
+            self.network: nn.Module = Embedding(network)
+            self._stages = [
+                Stage("embedding", [self.network]),
+                *(Stage(f"blocks.{number}", [block]) for number, block in self.blocks.named_children()),
+                Stage("norm", [self.norm, LaidOut(prefix)]),
+            ]
+        elif kind in TIMM_STAGES:
+            self.network = network
+            self._stages = _timm_stages(network, TIMM_STAGES[kind])
+        else:
+            self.network = FeatureMap(network)
+            self._stages = [Stage(name, [self.network])]
+
+    def fitted(self, network: nn.Module, state: "OrderedDict[str, Tensor]") -> "OrderedDict[str, Tensor]":
+        """timm's own conversion of published weights, which resamples position embeddings to another size."""
+        convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        if convert is None or "img_size" not in self.options:
+            return state
+        return OrderedDict(convert(dict(state), network))
 
     def imagenet_state(self, network: nn.Module, name: str) -> tuple["OrderedDict[str, Tensor]", str]:
         try:
-            loaded = timm.create_model(name, pretrained=True, num_classes=0, global_pool="", **self.options)
+            loaded = timm.create_model(name, pretrained=True, **self.options)
         except Exception as error:  # offline, no such weights, hub trouble: all mean "not to be had"
             raise WeightsError(
                 f"no ImageNet weights of {name} here or on the hub ({type(error).__name__}){_hint(name)}"
@@ -217,6 +300,12 @@ def _timm_stages(network: nn.Module, recipe: tuple[tuple[str, ...] | str, ...]) 
             stages += [Stage(f"{part}.{name}", [child]) for name, child in network.get_submodule(part).named_children()]
         else:
             stages.append(Stage(part[0], [network.get_submodule(name) for name in part]))
+    if getattr(network, "output_fmt", "NCHW") == "NHWC":  # between stages a map is as everywhere else
+        last, first = Transposed(0, 3, 1, 2), Transposed(0, 2, 3, 1)
+        stages = [
+            Stage(stage.name, [*([first] if number else []), *stage.modules, last])
+            for number, stage in enumerate(stages)
+        ]
     return stages
 
 

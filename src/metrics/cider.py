@@ -62,9 +62,7 @@ class CiderD:
     single image every score is 0.
     """
 
-    def __init__(
-        self, references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies | None = None
-    ) -> None:
+    def __init__(self, references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies | None = None) -> None:
         frequencies = frequencies or DocumentFrequencies.of(references.values())
         # An n-gram that no reference has counts as if one had it.
         self._unseen = math.log(frequencies.images) if frequencies.images else 0.0

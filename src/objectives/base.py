@@ -31,6 +31,13 @@ class Objective(nn.Module):
     progress: float = 0.0
     """Share of the run's optimizer steps that are done, in [0, 1]: set before every batch, for schedules."""
 
+    def check(self, model: "CaptioningModel") -> None:
+        """Refuse a model that it cannot train.
+
+        Raises:
+            ValueError: says what is missing.
+        """
+
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         """What it needs to know of the data before the first step. Nothing, here."""
 

@@ -149,7 +149,8 @@ class CrossEntropy(Objective):
 
     def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
         decoder = model.decoder
-        memory = model.memory(batch.images)
+        seen = model.features(batch.images)
+        memory = decoder.prepare(seen)
         real = batch.mask[..., 1:].clone()
         lengths = real.sum(-1)
         sampled = self.progress * self.scheduled_sampling if self.training else 0.0
@@ -168,7 +169,9 @@ class CrossEntropy(Objective):
         if self.attention_penalty and output.attention is not None:
             looked = (output.attention * real.unsqueeze(-1)).sum(2)  # (B, Q, R)
             words = real.sum(-1)  # (B, Q)
-            penalty = ((1 - looked).square().mean(-1) * words).sum()  # weighted by words: additive over ranks
+            regions = seen.mask.unsqueeze(1)  # (B, 1, R): padding is not to be looked at
+            penalty = ((1 - looked).square() * regions).sum(-1) / regions.sum(-1)
+            penalty = (penalty * words).sum()  # weighted by words: additive over ranks
             total = total + self.attention_penalty * penalty
             logs["attention_penalty"] = penalty.detach()
         if output.attention is not None and output.aux and "log_prob" in output.aux:

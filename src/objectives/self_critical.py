@@ -72,8 +72,8 @@ def policy_gradient(decoder: Decoder, memory: Any, tokens: Tensor, advantages: T
 class SelfCritical(Objective):
     """Self-critical sequence training: Rennie et al., 2017 (https://arxiv.org/abs/1612.00563). Captions are drawn from
     the model; those that score better than a baseline become likelier, the others less likely. The score is a weighted
-    mix of CIDEr-D, by the document frequencies of the training captions, and BLEU-4 of the single caption; the end token
-    is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
+    mix of CIDEr-D, by the document frequencies of the training captions, and BLEU-4 of the single caption; the end
+    token is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
 
     In eval mode it is the cross-entropy of the references, without label smoothing.
 
@@ -154,9 +154,7 @@ class SelfCritical(Objective):
             total, count = policy_gradient(decoder, memory, drawn.tokens, rewards - baseline)
         return Loss(total, count, self._logs(drawn, rewards, baseline))
 
-    def _baseline(
-        self, rewards: Tensor, decoder: Decoder, memory: Any, references: Sequence[Sequence[str]]
-    ) -> Tensor:
+    def _baseline(self, rewards: Tensor, decoder: Decoder, memory: Any, references: Sequence[Sequence[str]]) -> Tensor:
         if self.baseline == "mean":
             return (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
         return self.reward(self.greedy(decoder, memory).tokens, references)

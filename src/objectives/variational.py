@@ -79,10 +79,14 @@ class Variational(Objective):
         self.word_dropout, self.label_smoothing, self.hidden = word_dropout, label_smoothing, hidden
         self.posterior: Posterior | None = None
 
+    def check(self, model: "CaptioningModel") -> None:
+        if not isinstance(model.decoder, GaussianLatent):
+            raise ValueError("objective=variational trains a latent variable, and there is none: add latent=gaussian")
+
     def begin(self, model: "CaptioningModel", data: "CaptionData | None" = None) -> None:
+        self.check(model)
         decoder = model.decoder
-        if not isinstance(decoder, GaussianLatent):
-            raise ValueError("objective=variational trains a latent variable, and the captioner has none: add latent=gaussian")
+        assert isinstance(decoder, GaussianLatent)
         self.posterior = Posterior(decoder.embedding.size, model.encoder.width, decoder.size, self.hidden)
 
     @property

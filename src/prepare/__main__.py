@@ -1,16 +1,16 @@
 """`python -m src.prepare NAME …`: one subcommand a data set.
 
-A data set is a module with `register(subparsers)`, which adds its parser and sets `run`, a function of the
-parsed arguments. It raises OSError, ValueError or ImportError for what the user can mend.
+A data set, or what belongs to one (regions), is a module with `register(subparsers)`, which adds its parser and
+sets `run`, a function of the parsed arguments. It raises OSError, ValueError or ImportError for what the user can mend.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from src.prepare import coco, flickr8k, flickr30k, karpathy, scenes
+from src.prepare import coco, flickr8k, flickr30k, karpathy, regions, scenes
 
-DATA_SETS = (scenes, flickr8k, flickr30k, coco, karpathy)
+DATA_SETS = (scenes, flickr8k, flickr30k, coco, karpathy, regions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

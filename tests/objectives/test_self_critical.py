@@ -1,0 +1,139 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from torch import nn
+
+from src.data.tokenizer import EnglishTokenizer
+from src.data.vocabulary import BOS, EOS, PAD
+from src.decoders.base import Output
+from src.model import build
+from src.objectives import SelfCritical
+from src.objectives.self_critical import END, policy_gradient
+from tests.conftest import random_features, tiny_config
+from tests.objectives.test_cross_entropy import ROWS, batch_of
+
+CAPTIONS = [["a red square", "a red square on grey"], ["a blue circle", "there is a circle"], ["green on grey"]]
+
+
+class Unigram(nn.Module):
+    """A decoder whose words all have the same log-odds, its classifier's bias."""
+
+    def __init__(self, odds):
+        super().__init__()
+        self.classifier, self.dropout = nn.Linear(1, len(odds)), nn.Identity()
+        self.classifier.weight.data.zero_()
+        self.classifier.bias.data.copy_(torch.tensor(odds))
+
+    def embed(self, words):
+        return words.unsqueeze(-1).float()
+
+    def forward(self, embedded, memory, condition=None, lengths=None):
+        return Output(torch.zeros_like(embedded))
+
+
+def data_of(vocabulary, folder):
+    return SimpleNamespace(
+        vocabulary=vocabulary,
+        tokenizer=EnglishTokenizer(),
+        cache_dir=folder,
+        images=lambda name: SimpleNamespace(captions=CAPTIONS),
+    )
+
+
+@pytest.fixture
+def objective(vocabulary, tmp_path):
+    found = SelfCritical(samples=3, max_length=6)
+    found.begin(None, data_of(vocabulary, tmp_path))
+    return found
+
+
+def test_the_gradient_by_hand():
+    """Words 4 and EOS have probabilities 3/4 and 1/4. Two captions, `4 EOS` with advantage 2 and `EOS` with -1:
+    d/db = −Σ advantage · Σ_t (1[word] − p)."""
+    big = -1e4
+    decoder = Unigram([big, big, math.log(0.25), big, math.log(0.75)])
+    tokens = torch.tensor([[[EOS, PAD], [4, EOS]]])
+    total, count = policy_gradient(decoder, None, tokens, torch.tensor([[-1.0, 2.0]]))
+    assert int(count) == 3
+    assert float(total) == pytest.approx(-(2 * (math.log(0.75) + math.log(0.25)) - math.log(0.25)))
+    total.backward()
+    gradient = decoder.classifier.bias.grad
+    first = -2 * ((1 - 0.75) + (0 - 0.75)) + (0 - 0.75)
+    end = -2 * ((0 - 0.25) + (1 - 0.25)) + (1 - 0.25)
+    assert gradient.tolist() == pytest.approx([0, 0, end, 0, first], abs=1e-6)
+
+
+def test_rewards_are_pycocoevalcaps_with_the_end_token_as_a_word(vocabulary, objective, tmp_path):
+    index = vocabulary.index
+    rows = [
+        [[index["a"], index["red"], index["square"], EOS], [index["a"], index["red"], index["circle"], index["on"]]],
+        [[index["a"], index["blue"], index["circle"], EOS], [index["circle"], EOS, PAD, PAD]],
+        [[index["green"], index["on"], index["grey"], EOS], [EOS, PAD, PAD, PAD]],
+    ]
+    found = objective.reward(torch.tensor(rows), CAPTIONS)
+    mixed = SelfCritical(samples=2, cider=0.5, bleu=2.0)
+    mixed.begin(None, data_of(vocabulary, tmp_path))
+    both = mixed.reward(torch.tensor(rows), CAPTIONS)
+    words = {**dict(enumerate(vocabulary.words)), EOS: END}
+    references = {i: [f"{caption} {END}" for caption in group] for i, group in enumerate(CAPTIONS)}
+    for k in range(2):
+        captions = {i: [" ".join(words[w] for w in rows[i][k] if w != PAD)] for i in range(3)}
+        cider = Cider().compute_score(references, captions)[1]
+        assert found[:, k].tolist() == pytest.approx(list(cider), abs=1e-6)
+        bleu = Bleu(4).compute_score(references, captions, verbose=0)[1][3]
+        expected = [0.5 * c + 2 * b for c, b in zip(cider, bleu, strict=True)]
+        assert both[:, k].tolist() == pytest.approx(expected, abs=1e-6)
+    assert found[0, 0] > found[0, 1], "a caption that ends is worth more"
+
+
+@pytest.mark.parametrize("baseline", ["mean", "greedy"])
+@pytest.mark.parametrize("name", ["lstm_attn", "transformer", "lstm", "gru"])
+def test_it_raises_the_reward(name, baseline, vocabulary, tmp_path):
+    """A few steps on three images: captions of the model's own come to score much higher."""
+    torch.manual_seed(0)
+    model = build(tiny_config(name, decoder__layers=2), vocabulary).train()
+    objective = SelfCritical(samples=24, baseline=baseline, max_length=6)
+    objective.begin(model, data_of(vocabulary, tmp_path))
+    batch = batch_of([[[BOS, 4, EOS]]] * 3, images=3)._replace(images=random_features(3), references=CAPTIONS)
+    optimizer = torch.optim.Adam(model.decoder.parameters(), 0.02)
+    rewards = []
+    for _ in range(80):
+        loss = objective(model, batch)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        rewards.append(float(loss.logs["reward"] / loss.count))
+    assert sum(rewards[-10:]) > 1.3 * sum(rewards[:10])
+    assert model.decoder.training and (name in ("lstm_attn", "transformer") or model.decoder.recurrent.dropout > 0)
+
+
+def test_the_baselines(vocabulary, objective):
+    rewards = torch.tensor([[1.0, 2.0, 6.0]])
+    assert objective._baseline(rewards, None, None, []).tolist() == [[4.0, 3.5, 1.5]]
+
+
+def test_in_eval_mode_it_is_the_likelihood(tiny_model, objective):
+    from src.objectives import CrossEntropy
+
+    batch = batch_of(ROWS)
+    expected = CrossEntropy(label_smoothing=0.0)(tiny_model, batch)
+    assert float(objective.eval()(tiny_model, batch).total) == pytest.approx(float(expected.total))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "median"}, "objective.baseline=median: choose greedy or mean"),
+        ({"samples": 1}, "objective.samples=1: the mean of the other samples"),
+        ({"cider": 0}, "nothing is rewarded"),
+        ({"bleu": -1}, "objective.bleu=-1"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SelfCritical(**options)
