@@ -47,6 +47,12 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
     ("line", "sentence"),
     [
         # what Hydra cannot compose
+        ("objective=self_critical", "give init=RUN, one trained with objective=cross_entropy, or objective.from_ra"),
+        ("objective=adversarial", "objective: it goes on from a captioner that speaks already: give init=RUN"),
+        (
+            "objective=variational ~latent",
+            "objective=variational trains a latent variable, and there is none: add latent",
+        ),
         ("decoder=lstmm", "decoder=lstmm: no such choice; decoder is one of gru, gru_attn, lstm, lstm_attn"),
         ("experiments=flickr8k/frist", "no such choice; experiments is one of demo, flickr8k/first"),
         ("decoder.hiden=3", "decoder.hiden is no field of decoder=lstm_attn; it has hidden, "),
@@ -297,6 +303,8 @@ def test_every_choice_passes(choice, shapes):
     )
     if not (ROOT / "conf" / f"{choice.parts[0]}").is_dir() or choice.parts[0] not in help.groups("train"):
         pytest.skip("of Hydra, not of a captioner")
+    if choice.name in ("self_critical", "adversarial"):
+        overrides.append("objective.from_random=true")
     check(composed([f"{choice.parent}={choice.name}", *overrides]), here=choice.parent.name != "data")
 
 
