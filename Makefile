@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-flickr8k lint bench clean
+.PHONY: help install demo test test-slow test-oldest test-flickr8k lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,10 +38,13 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@echo "It knows drawings only; for photographs, train on your own TSV (README.md)."
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
-	$(RUN) -m pytest -m 'not flickr8k'
+	$(RUN) -m pytest -m 'not flickr8k and not slow'
+
+test-slow: $(VENV)/installed ## every choice of the model's parts with every other: minutes
+	$(RUN) -m pytest -m slow
 
 test-oldest: $(OLDEST)/installed ## the same with the lowest versions of everything, in .venv-oldest
-	$(OLDEST)/bin/python -m pytest -m 'not flickr8k'
+	$(OLDEST)/bin/python -m pytest -m 'not flickr8k and not slow'
 
 test-flickr8k: $(VENV)/installed ## a short training on Flickr8k's photographs, their folder in FLICKR8K
 	$(RUN) -m pytest -m flickr8k
