@@ -101,9 +101,12 @@ class Ours:
         setting: the sizes.
         arithmetic: Lightning's name of the precision.
         projected: False leaves the encoder's neck out, and the decoder sees regions as the textbook's does.
+        decoder: which of conf/decoder.
     """
 
-    def __init__(self, setting: Setting, arithmetic: str = "auto", projected: bool = True) -> None:
+    def __init__(
+        self, setting: Setting, arithmetic: str = "auto", projected: bool = True, decoder: str = "lstm_attn"
+    ) -> None:
         torch.manual_seed(0)
         words = [*SPECIALS, *(f"word{number}" for number in range(setting.vocabulary - len(SPECIALS)))]
         vocabulary, hidden, self.projected = Vocabulary(words, [0] * len(words)), setting.hidden, projected
@@ -111,14 +114,12 @@ class Ours:
         neck = {**conf("encoder/efficientnet_lite0"), "width": hidden if projected else None}
         del neck["backbone"]
         embedding = instantiate({**conf("embedding/learned"), "size": hidden}, vocabulary=vocabulary)
-        attention = {**conf("attention/additive"), "width": hidden}
-        decoder = instantiate(
-            {**conf("decoder/lstm_attn"), "hidden": hidden},
-            embedding=embedding,
-            attention=instantiate(attention, query_width=hidden, memory_width=width),
-            memory_width=width,
-        )
-        self.model = CaptioningModel(instantiate(neck, backbone=Given(setting.width)), decoder)
+        given = {"embedding": embedding, "memory_width": width}
+        if decoder == "lstm_attn":
+            attention = {**conf("attention/additive"), "width": hidden}
+            given["attention"] = instantiate(attention, query_width=hidden, memory_width=width)
+        made = instantiate({**conf(f"decoder/{decoder}"), "hidden": hidden}, **given)
+        self.model = CaptioningModel(instantiate(neck, backbone=Given(setting.width)), made)
         self.objective = instantiate(conf("objective/cross_entropy"))
         self.search = BeamSearch(BEAMS, length_penalty=0.0, min_length=WORDS, max_length=WORDS)
         training = CaptioningModule(
@@ -250,6 +251,14 @@ def our_search(setting: Setting, arithmetic: str, batch: int, projected: bool = 
     return Trial(lambda: ours.found(ours.memory(regions)), batch, batch)
 
 
+def our_transformer(setting: Setting, arithmetic: str, batch: int) -> Trial:
+    """Of `generate`'s sizes: as wide, as deep, as many heads, words and steps, and as many pictures at a time."""
+    ours = Ours(setting, arithmetic, decoder="transformer")
+    ours.model.eval()
+    regions, _ = regions_and_tokens(setting, batch, 1)
+    return Trial(lambda: ours.found(ours.memory(regions)), batch, batch)
+
+
 def generate(setting: Setting, arithmetic: str, batch: int) -> Trial:
     torch.manual_seed(0)
     dtype = autocast_dtype(precision(arithmetic, "cpu"))
@@ -267,9 +276,11 @@ WAYS: dict[str, dict[str, Callable[[Setting, str, int], Trial]]] = {
     "beam": {"textbook": textbook_search, "ours": our_search, "same function": _unprojected(our_search)},
 }
 if huggingface.installed():
-    WAYS["beam"]["generate"] = generate
-BASELINES = ("textbook", "generate")
+    WAYS["beam"] |= {"transformer": our_transformer, "generate": generate}
+BASELINES = ("textbook", "transformer", "generate")
 """Those whose batch is given; `generate` is given ours's precision, which is faster than float32."""
+GENERATE_FLOOR = 2.0
+"""The least ratio of our transformer's beam to `generate`."""
 
 
 # ---------------------------------------------------------------- measuring
@@ -428,6 +439,10 @@ def rows(name: str, measured: dict[str, Any]) -> list[Row]:
     theirs = rate(generated) if generated else huggingface.MISSING
     ratio = ours["ratio"] / generated["ratio"] if generated else None
     found.append(Row("  beside Hugging Face generate", rate(ours), theirs, ratio))
+    if generated:
+        same = measured["beam"]["transformer"]
+        ratio = same["ratio"] / generated["ratio"]
+        found.append(Row("  decoder=transformer beside it, equal sizes", rate(same), theirs, ratio, GENERATE_FLOOR))
     for part, title, limit in (
         ("step", "a training step over its matrix products", STEP_LIMIT),
         ("search", "a search over its decoder steps", BEAM_LIMIT),

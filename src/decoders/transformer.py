@@ -69,7 +69,10 @@ class Block(nn.Module):
                 for old, new in zip(past, (key, value), strict=True)
             )
         q, k, v = (self.split(each.flatten(0, 1)) for each in (query, key, value))
-        context = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        if past is None:
+            context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # one query a row: plain products are the faster ones
+            context = ((q @ k.transpose(-1, -2)).float() * q.size(-1) ** -0.5).softmax(-1).to(v.dtype) @ v
         context = context.transpose(1, 2).flatten(2).view(query.shape)
         return x + self.dropout(self.words_output(context)), key, value
 
@@ -107,6 +110,8 @@ class TransformerDecoder(Decoder):
         feedforward: width of the feed-forward parts; None: 4 · H.
         dropout: on words, behind every part and on the output, while training.
         tied: the output layer shares the word table.
+
+    Where E is not H, words are projected on their way in and out.
     """
 
     attends = True
@@ -126,11 +131,13 @@ class TransformerDecoder(Decoder):
         at_least(1, "decoder", hidden=hidden, layers=layers, feedforward=feedforward)
         divides("decoder", hidden, heads)
         size = embedding.size
-        self.input = nn.Linear(size, hidden)
+        same = size == hidden
+        self.hidden_size = hidden
+        self.input: nn.Module = nn.Identity() if same else nn.Linear(size, hidden)
         blocks = [Block(hidden, heads, feedforward or 4 * hidden, memory_width, dropout) for _ in range(layers)]
         self.blocks: Sequence[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.norm = nn.LayerNorm(hidden)
-        self.output = nn.Linear(hidden, size)
+        self.output: nn.Module = nn.Identity() if same else nn.Linear(hidden, size)
 
     def prepare(self, features: Features) -> TransformerMemory:
         pairs = [block.image(features.grid).chunk(2, dim=-1) for block in self.blocks]
@@ -141,7 +148,7 @@ class TransformerDecoder(Decoder):
         return TransformerMemory(keys, values, features.mask)
 
     def first_state(self, memory: TransformerMemory) -> TransformerState:
-        empty = memory.keys[0].new_zeros(len(memory.mask), 1, 0, self.input.out_features)
+        empty = memory.keys[0].new_zeros(len(memory.mask), 1, 0, self.hidden_size)
         return TransformerState((empty,) * len(self.blocks), (empty,) * len(self.blocks))
 
     def _run(
@@ -150,7 +157,7 @@ class TransformerDecoder(Decoder):
         """Words (B, Q, T, E), from a state (then T is 1) or from the beginning."""
         words = embedded.size(2)
         past = 0 if state is None else state.keys[0].size(2)
-        x = self.input(embedded)
+        x = self.input(embedded) * self.hidden_size**0.5  # words are of unit length, places of √(H / 2)
         x = x + positions(past, words, x.size(-1), x.device).to(x.dtype)
         mask = memory.mask[:, None, None]
         keys, values, weights = [], [], None
