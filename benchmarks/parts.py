@@ -119,7 +119,7 @@ def steps_a_token(lengths: Sequence[Sequence[int]], batch: int, together: int) -
 def compiled(setting: Setting, repeats: int) -> dict[str, float]:
     """Seconds to compile the step inside the loop over words, and of a training step without and with it."""
     plain, fast = Ours(setting), Ours(setting)
-    fast.model.decoder._recur = torch.compile(fast.model.decoder._recur, dynamic=True)
+    fast.model.decoder.recur = torch.compile(fast.model.decoder.recur, dynamic=True)
     data = regions_and_tokens(setting, IMAGES, CAPTIONS)
     start = time.perf_counter()
     fast.step(*data)

@@ -106,6 +106,8 @@ def test_a_step_of_every_decoder(encoder, decoder, shapes, tmp_path):
 def test_a_step_of_every_experiment(experiment, shapes, tmp_path):
     config = composed([f"experiments={experiment}", *tiny(shapes, tmp_path)])
     config["evaluate_splits"] = ["val"]
+    if config["init"]:  # another recipe's run
+        config["init"], config["objective"]["from_random"] = None, True
     train(config)
     scores = (tmp_path / "run.fast_dev_run" / "eval" / "val" / "scores.json").read_text()
     assert '"objects_named"' in scores and '"METEOR"' in scores
