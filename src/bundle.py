@@ -18,7 +18,7 @@ from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
 from src.model import CaptioningModel, build, locate
 
-PARTS = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "latent", "generation")
+PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
 """The parts of a run's config that a caption depends on."""
 
 
@@ -113,7 +113,8 @@ def read_saved(path: Path) -> Saved:
     else:
         raise BundleError(f"{path}: no such file or directory; give a bundle/ directory or a .ckpt file")
     if isinstance(config, dict):
-        config.setdefault("latent", None)  # bundles of versions without it
+        for part in ("latent", "control"):
+            config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
     return Saved(config, vocabulary, state)

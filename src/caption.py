@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("-o", "--output", type=Path, help="write a TSV `img_path<TAB>caption` here instead of printing")
     result.add_argument("--beam", type=int, help="beam size, instead of the bundle's own search")
+    result.add_argument(
+        "--length", metavar="WORDS", help="short, medium, long or a number of words, of a captioner of control=length"
+    )
+    result.add_argument("--language", metavar="TAG", help="such as zh, of a captioner of control=tags")
+    result.add_argument("--tags", metavar="TAGS", help='such as "domain=news,style=funny", of one of control=tags')
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
     result.add_argument(
@@ -80,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.beam is not None:
             own = {k: v for k, v in captioner.config["generation"].items() if k not in ("_target_", "beam_size")}
             captioner.generation = BeamSearch(options.beam, **own)
+        captioner.ask(options.length, options.tags, options.language)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,12 +12,13 @@ from PIL import Image
 
 from src.bundle import load_bundle
 from src.config import autocast_dtype, device, precision
+from src.data.control import asked, asked_length
 from src.data.images import load_image
 from src.data.regions import ReadRegions, RegionFiles, RegionsError, padded, region_files
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import EOS, Vocabulary
-from src.decoders.base import map_tensors
+from src.decoders.base import first_tensor, map_tensors
 from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
 from src.generation.base import Hypotheses, Search
@@ -52,6 +53,7 @@ class Captioner:
         generation: the search.
         device: where to compute; by default the fastest here.
         precision: Lightning's names, or auto.
+        control: the control tokens that every caption begins with, such as `<zh>`; see `ask`.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Captioner:
         generation: Search,
         device_name: str | None = None,
         precision_name: str = "auto",
+        control: Sequence[str] = (),
     ) -> None:
+        self.control = list(control)
         self.device = torch.device(device_name or device())
         self.model = model.to(self.device).eval()
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
@@ -111,6 +115,22 @@ class Captioner:
             captioner.regions = region_files(bundle.config["encoder"], Path(), regions)
         return captioner
 
+    def ask(
+        self,
+        length: int | str | None = None,
+        tags: str | Sequence[str] | None = None,
+        language: str | None = None,
+    ) -> None:
+        """From now on ask for captions of a length, with tags, in a language: see `src.data.control.asked`; of nothing
+        given, for any.
+
+        Raises:
+            ControlError: the captioner does not know it; says what it knows.
+        """
+        self.control = asked(self.vocabulary, length, tags, language)
+        if length is not None:  # the search's own limit must not cut what is asked for
+            self.generation.max_length = max(self.generation.max_length, asked_length(self.vocabulary, length))
+
     def check_source(self) -> None:
         """Raises RegionsError where the captioner reads regions and none were given."""
         if isinstance(self.model.encoder, RegionEncoder) and self.regions is None:
@@ -135,11 +155,21 @@ class Captioner:
         with self._computing():
             return self.model.encoder(map_tensors(lambda x: x.to(self.device), images))
 
-    def search(self, images: torch.Tensor | Regions | Features, attention: bool = False) -> Hypotheses:
-        """What `features` takes, or Features → hypotheses; no gradients."""
+    def search(
+        self,
+        images: torch.Tensor | Regions | Features,
+        attention: bool = False,
+        prefix: torch.Tensor | None = None,
+    ) -> Hypotheses:
+        """What `features` takes, or Features → hypotheses; no gradients. Each image's own control tokens `prefix`
+        (B, P) take the place of those that were asked for."""
         with self._computing():
             images = map_tensors(lambda x: x.to(self.device), images)
-            return self.generation(self.model.decoder, self.model.memory(images), attention=attention)
+            memory = self.model.memory(images)
+            if prefix is None and self.control:
+                ids = [self.vocabulary.control_index[name] for name in self.control]
+                prefix = torch.tensor(ids).expand(len(first_tensor(memory)), -1)
+            return self.generation(self.model.decoder, memory, prefix=prefix, attention=attention)
 
     def captions(self, found: Hypotheses, alternatives: int = 0, seen: Features | None = None) -> list[Caption]:
         """The best hypothesis of each image as a Caption, with up to `alternatives` others. Attention is drawn where

@@ -26,6 +26,7 @@ from torch import nn
 from src import help
 from src.bundle import without_vectors
 from src.config import device, precision
+from src.data.control import tag_tokens
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
 from src.data.transforms import Preprocess
@@ -74,6 +75,8 @@ FIELDS: dict[str, Any] = {
     "output": str | None,
     "regions": str | None,
     "limit": int | None,
+    "length": int | str | None,
+    "tags": str | list[str] | None,
     "device": str | None,
     "precision": PRECISION,
     "split": Choice[SPLITS],
@@ -324,13 +327,22 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
         raise ConfigError("data.train is not set: the vocabulary is built from the training captions")
     if not config["data"]["val"] and config["data"]["split"] is None:
         raise ConfigError(NO_VALIDATION)
+    if here:
+        _check_package("tokenizer", config["tokenizer"], "tokenizer=character")
     tokenizer, preprocess = instantiate(config["tokenizer"]), instantiate(config["transform"])
     _check_views(config, preprocess.augment is not None)
     _check_regions(config, preprocess, here)
     make = config["data"]["make"]
-    if make and make.get("language") == "zh" and tokenizer.evaluation != "character":
+    if make and make.get("language") == "zh" and tokenizer.evaluation == "ptb":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
     objective, _ = (_construct(part, config[part]) for part in ("objective", "generation"))
+    if config.get("control"):
+        _construct("control", config["control"])
+        if objective.draws:
+            raise ConfigError(
+                "objective: it learns from captions that are drawn without control tokens, and would not learn to "
+                "follow them: add control=null, or choose objective=cross_entropy or variational"
+            )
     _check_model(config, objective, here)
     if objective.needs_start and not config["init"] and not config["ckpt"]:
         raise ConfigError(
@@ -399,6 +411,7 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
         )
     if config.get("generation"):
         _construct("generation", config["generation"])
+    tag_tokens(config["tags"] or "")
     data, split = config["data"], config["split"]
     _check_data(data, here)
     if data["split"] is None and not data[split]:

@@ -172,6 +172,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
         module.generation,
         str(module.device),
         precision,
+        module.control,
     )
     examples = []
     seen = captioner.features(batch.images)

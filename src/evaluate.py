@@ -11,6 +11,7 @@ from src.captioner import Captioner
 from src.check import check
 from src.command import command
 from src.config import CONF, keep_freed_memory, one_sentence, plain, precision
+from src.data.control import REFERENCE, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.evaluation import evaluate, references_digest, report_scores
@@ -28,16 +29,21 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     )
     if config.get("generation"):
         captioner.config["generation"] = config["generation"]
-    split = config["split"]
+    split, length = config["split"], config["length"]
+    captioner.ask(None if length == REFERENCE else length, config["tags"])
+    if length == REFERENCE:
+        nearest_length(captioner.vocabulary, 0)  # a captioner that knows no lengths is refused before any work
     output = Path(config["output"] or Path("runs") / "evaluate" / split)
     data = build_data(
         {
             "data": config["data"],
             "regions": config["regions"],
-            **{part: captioner.config[part] for part in ("transform", "tokenizer", "encoder")},
+            **{part: captioner.config[part] for part in ("transform", "tokenizer", "encoder", "control")},
         },
         vocabulary=captioner.vocabulary,
     )
+    if config["tags"]:
+        data.restrict(split, tag_tokens(config["tags"]))
     data.images(split)  # an unknown split is refused before any work
     if config["reuse"] and _scored_before(output, captioner, data, config):
         return report_scores(config["model"], output)
@@ -59,12 +65,13 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         pictures=config["pictures"],
         meta={"model": str(config["model"]), "seed": captioner.config["provenance"].get("seed")},
         limit=config["limit"],
+        length=length,
     )
     return report_scores(config["model"], output)
 
 
 def _scored_before(output: Path, captioner: Captioner, data: CaptionData, config: dict[str, Any]) -> bool:
-    """Whether `output` holds the scores of these very weights, search, references and metrics."""
+    """Whether `output` holds the scores of these very weights, search, references, metrics and control tokens."""
     if not (output / "meta.json").exists():
         return False
     meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
@@ -73,6 +80,8 @@ def _scored_before(output: Path, captioner: Captioner, data: CaptionData, config
         and meta["generation"] == captioner.config["generation"]
         and meta["references"] == references_digest(data, config["split"], config["limit"])
         and meta["metrics"] == list(config["metrics"])
+        and meta.get("control", []) == captioner.control
+        and meta.get("length") == config["length"]
     )
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 import src
 from src.captioner import Caption, Captioner
 from src.config import ROOT
+from src.data.control import REFERENCE, asked_length, length_token, nearest_length
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.decoders.base import map_tensors
@@ -50,6 +51,7 @@ def evaluate(
     pictures: int = 24,
     meta: Mapping[str, Any] | None = None,
     limit: int | None = None,
+    length: int | str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Caption every image of a split with the captioner's own search, score, and write to `output`: scores.json (flat,
@@ -65,6 +67,9 @@ def evaluate(
         pictures: how many the report shows, evenly spread over the split.
         meta: what else to record.
         limit: only that many images, for a trial.
+        length: what captions are asked for, as `Captioner.ask` was told, or `reference`: each image's caption is asked
+            for the number of words of its own first reference, or the nearest that the captioner knows. Adds
+            `length_within_1`, the share of captions that are at most a word longer or shorter than was asked for.
         progress: show a bar.
 
     Returns:
@@ -75,6 +80,7 @@ def evaluate(
     shown = evenly(len(names), pictures)
     references = {name: images.captions[i] for i, name in enumerate(names)}
     scorer = CaptionScorer(references, tokenizer=data.tokenizer.evaluation, metrics=metrics)  # METEOR begins to load
+    wanted = wanted_lengths(captioner, list(references.values()), data, length)
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
     tokens = correct = nats = 0.0
@@ -93,7 +99,15 @@ def evaluate(
             correct += float(loss.logs["token_accuracy"])
             nats += float(loss.logs["cross_entropy"])
             first = len(captions)
-            found = captioner.captions(captioner.search(seen, attention=True), seen=seen)
+            prefix = None
+            if length == REFERENCE:
+                asked_for = wanted[first : first + len(batch.index)]
+                asked_for += [asked_for[-1]] * (len(batch.index) - len(asked_for))  # of images beyond the limit
+                index = captioner.vocabulary.control_index
+                prefix = torch.tensor(
+                    [[index[name] for name in (*captioner.control, length_token(words))] for words in asked_for]
+                )
+            found = captioner.captions(captioner.search(seen, attention=True, prefix=prefix), seen=seen)
             captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
             if len(captions) >= len(names):
@@ -105,6 +119,9 @@ def evaluate(
     scores: dict[str, Any] = dict(result.corpus)
     scores["next_token_accuracy"] = correct / max(tokens, 1)
     scores["cross_entropy"] = nats / max(tokens, 1)
+    if wanted:
+        near = [abs(len(c.words) - words) <= 1 for c, words in zip(captions, wanted, strict=True)]
+        scores["length_within_1"] = sum(near) / len(near)
     if nouns is not None:
         table = json.loads(Path(nouns).read_text(encoding="utf-8"))
         scores |= named_shares(candidates, {name: table[name] for name in names})
@@ -120,6 +137,8 @@ def evaluate(
         "metrics": list(metrics),
         "tokenization": result.tokenizer,
         "generation": captioner.config.get("generation"),
+        "control": captioner.control,
+        "length": length,
         "not_computed": result.not_computed,
         "code": code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -155,6 +174,26 @@ def evaluate(
     # Last, so that it never stands beside older results.
     write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
     return scores
+
+
+def wanted_lengths(
+    captioner: Captioner, references: Sequence[Sequence[str]], data: CaptionData, length: int | str | None
+) -> list[int]:
+    """How many words each image's caption is asked for; empty where no length is. The search is let go on for as many.
+
+    Raises:
+        ControlError: the captioner does not know the length, or none.
+    """
+    if length is None:
+        return []
+    vocabulary = captioner.vocabulary
+    if length == REFERENCE:
+        first = (len(data.tokenizer.tokens(group[0])) for group in references)
+        wanted = [nearest_length(vocabulary, words) for words in first]
+    else:
+        wanted = [asked_length(vocabulary, length)] * len(references)
+    captioner.generation.max_length = max(captioner.generation.max_length, *wanted)
+    return wanted
 
 
 def references_digest(data: CaptionData, split: str, limit: int | None = None) -> str:

@@ -15,7 +15,7 @@ from src.model import CaptioningModel, ConfigError, build
 
 log = logging.getLogger(__name__)
 
-FREE = ("transform", "generation")
+FREE = ("transform", "generation", "control")
 """Parts without weights: a run may choose others than its start had."""
 
 
@@ -131,13 +131,17 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
     first = start.config["provenance"].get("encoder_weights", "unknown")
     model.encoder.backbone.weights_used = f"init={name} ({first})"
     model.encoder.train(model.encoder.training)  # its batch norm has loaded statistics now
-    seen = sum(vocabulary.counts[i] > start.vocabulary.counts[i] for i in range(len(SPECIALS), known))
+    old = start.vocabulary
+    seen = sum(vocabulary.counts[i] > old.counts[i] for i in old.index.values())
+    new_controls = len(vocabulary.controls) - len(old.controls)
     log.info(
-        "init=%s: %s words kept, of which %s occur in these captions; %s added, which start at the mean of the others",
+        "init=%s: %s words kept, of which %s occur in these captions; %s added%s, which start at the mean of the "
+        "others",
         name,
-        f"{known - len(SPECIALS):,}",
+        f"{len(old.index):,}",
         f"{seen:,}",
-        f"{words - known:,}",
+        f"{len(vocabulary.index) - len(old.index):,}",
+        f", with {new_controls} control tokens" if new_controls else "",
     )
 
 

@@ -111,6 +111,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
             input_width=embedding.size,
         )
     decoder = instantiate(config["decoder"], **arguments)
+    decoder.controls = list(vocabulary.control_index.values())
     if config.get("latent"):
         decoder = instantiate(config["latent"], decoder=decoder, memory_width=encoder.width)
     return CaptioningModel(encoder, decoder)

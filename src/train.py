@@ -30,6 +30,7 @@ from src.config import (
     precision,
 )
 from src.dashboards import begin, end
+from src.data.control import asked
 from src.data.module import CaptionData
 from src.data.regions import region_files
 from src.encoders import Encoder
@@ -49,8 +50,8 @@ NOT_OF_THE_DATA = ("make", "nouns", "cache", "cache_views", "cache_workers")
 
 
 def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
-    """The data module of a config's `data`, `transform`, `tokenizer` and, where that reads regions, `encoder`; makes
-    built-in data that is not there yet."""
+    """The data module of a config's `data`, `transform`, `tokenizer`, `control` and, where that reads regions,
+    `encoder`; makes built-in data that is not there yet."""
     data = {k: v for k, v in config["data"].items() if k not in NOT_OF_THE_DATA}
     if config["data"].get("make"):
         from src.prepare.scenes import make_scenes
@@ -61,6 +62,7 @@ def build_data(config: dict[str, Any], **known: Any) -> CaptionData:
             **data,
             "preprocess": instantiate(config["transform"]),
             "tokenizer": instantiate(config["tokenizer"]),
+            "control": instantiate(config["control"]) if config.get("control") else None,
             "regions": region_files(config["encoder"], Path(data["root"]), config.get("regions")),
             **known,
         }
@@ -126,6 +128,9 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     if "val" not in data.tables:
         raise ValueError(NO_VALIDATION)
     vocabulary = data.vocabulary
+    control = asked(vocabulary, tags=data.control.validate) if data.control else []
+    if control:
+        data.restrict("val", control)
     log.info("%s", vocabulary.summary())
     model = build(without_weights(config) if start else config, vocabulary)
     checkpoint = find_checkpoint(config["ckpt"], run)
@@ -158,6 +163,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         config["validation_metrics"],
         kept,
         config["seed"],
+        control,
     )
     options = dict(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
@@ -204,11 +210,14 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
             module.generation,
             device_name=kind,
             precision_name=options["precision"],
+            control=control,
         )
         captioner.config = kept
         save_bundle(run / "bundle", bundle)  # before the scores, so that no failure there loses it
         scores: dict[str, Any] = {}
         wanted = [name for name in config["evaluate_splits"] or [] if name in data.tables]
+        for split in wanted if control else ():
+            data.restrict(split, control)
         cache_features(config, data, bundle.model.encoder, wanted, kind, options["precision"])
         for split in wanted:
             output = run / "eval" / split

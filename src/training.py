@@ -37,6 +37,7 @@ class CaptioningModule(lightning.LightningModule):
         metrics: what is scored after every validation.
         config: everything a checkpoint needs to be loaded alone, as plain values.
         seed: of dropout, together with the epoch, the step and the rank.
+        control: the control tokens that validation's captions begin with, such as `<zh>`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class CaptioningModule(lightning.LightningModule):
         metrics: Sequence[str] = ("Bleu_4", "CIDEr"),
         config: Mapping[str, Any] | None = None,
         seed: int = 0,
+        control: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -60,7 +62,7 @@ class CaptioningModule(lightning.LightningModule):
         generation.bind(vocabulary, tokenizer)
         self.optimizer_config, self.scheduler_config = optimizer, scheduler
         self.references, self.metric_names = references, metrics
-        self.config, self.seed = dict(config or {}), seed
+        self.config, self.seed, self.control = dict(config or {}), seed, list(control)
         self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
         self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
@@ -139,7 +141,9 @@ class CaptioningModule(lightning.LightningModule):
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().cpu().double()
-        captions = self.generation(self.model.decoder, self.model.memory(batch.images))
+        control = torch.tensor([self.vocabulary.control_index[name] for name in self.control])
+        prefix = control.expand(len(batch.index), -1) if self.control else None
+        captions = self.generation(self.model.decoder, self.model.memory(batch.images), prefix=prefix)
         self.generated.update(batch.index, captions.tokens[:, 0])
 
     def on_validation_epoch_end(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from src.bundle import load_bundle
-from src.data.vocabulary import SPECIALS, Vocabulary
+from src.data.vocabulary import Vocabulary
 from src.files import write_atomically
 from src.ranges import at_least
 from src.word_map import FORMATS, places, plane, write_map
@@ -59,16 +59,18 @@ def find(word: str, vocabulary: Vocabulary) -> int:
 
 
 def neighbours(word: int, vocabulary: Vocabulary, vectors: np.ndarray, count: int) -> list[Neighbour]:
-    """The `count` words whose vectors point most nearly where the word's does, the nearest first; no specials."""
+    """The `count` words whose vectors point most nearly where the word's does, the nearest first; no specials and
+    no control tokens."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
     similarity = unit @ unit[word]
-    order = [i for i in np.argsort(-similarity, kind="stable").tolist() if i >= len(SPECIALS) and i != word]
+    others = set(vocabulary.index.values()) - {word}
+    order = [i for i in np.argsort(-similarity, kind="stable").tolist() if i in others]
     return [Neighbour(vocabulary.words[i], float(similarity[i]), vocabulary.counts[i]) for i in order[:count]]
 
 
 def write_projector(folder: Path, vocabulary: Vocabulary, vectors: np.ndarray) -> None:
     """`vectors.tsv` and `metadata.tsv` (word, count) of all words, as TensorFlow's Embedding Projector takes them."""
-    rows = range(len(SPECIALS), len(vocabulary))
+    rows = list(vocabulary.index.values())
     lines = ["\t".join(f"{x:.6g}" for x in vectors[i]) for i in rows]
     write_atomically(folder / "vectors.tsv", "\n".join([*lines, ""]))
     named = [f"{vocabulary.words[i]}\t{vocabulary.counts[i]}" for i in rows]
@@ -115,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         for near in neighbours(word, vocabulary, vectors, options.count):
             print(f"{near.similarity:8.3f} {near.count:8,}  {near.word}")
     if options.output:
-        frequent = sorted(range(len(SPECIALS), len(vocabulary)), key=lambda i: (i not in asked, -vocabulary.counts[i]))
+        frequent = sorted(vocabulary.index.values(), key=lambda i: (i not in asked, -vocabulary.counts[i]))
         drawn = frequent[: max(options.top, len(set(asked)))]
         names, marked = [vocabulary.words[i] for i in drawn], {vocabulary.words[i] for i in asked}
         write_map(options.output, places(names, plane(vectors[drawn]), marked))

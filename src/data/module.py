@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from src.data.control import Control, ControlError, check_tags, with_tags
 from src.data.features import cached_features
 from src.data.regions import RegionFiles, padded
 from src.data.sides import swap_sides
@@ -36,7 +37,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
     """(B,) each image's row in its split."""
     tokens: Tensor
-    """(B, Q, T) ids: BOS … EOS, padding."""
+    """(B, Q, T) ids: BOS, control tokens, words, EOS, padding."""
     mask: Tensor
     """(B, Q, T) True on real tokens."""
     prefix: Tensor
@@ -57,7 +58,9 @@ class Item(NamedTuple):
 
 class CaptionedImages(Dataset[Batch]):
     """One split: images, and their captions as ids in one flat buffer with offsets. With `augment` an item that has a
-    draw is varied, and what the captions of a mirrored picture say is in further rows of the buffer."""
+    draw is varied, and what the captions of a mirrored picture say is in further rows of the buffer. With `control` the
+    captions' control tokens stand beside the buffer, those that the vocabulary has; an item that has a draw may lose
+    some of them."""
 
     def __init__(
         self,
@@ -69,8 +72,9 @@ class CaptionedImages(Dataset[Batch]):
         longest: int,
         augment: Augmentation | None = None,
         regions: RegionFiles | None = None,
+        control: Control | None = None,
     ) -> None:
-        self.root, self.preprocess, self.regions = root, preprocess, regions
+        self.root, self.preprocess, self.regions, self.control = root, preprocess, regions, control
         self.augment = augment = augment or Augmentation()  # nothing
         self.images, self.captions = captions.images, captions.captions
         self.first_caption = np.cumsum([0, *map(len, captions.captions)])
@@ -93,6 +97,13 @@ class CaptionedImages(Dataset[Batch]):
         self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
         self.lengths = np.array([len(ids) for ids in encoded])
         self.offsets = np.cumsum([0, *self.lengths])
+        self.controls: list[list[int]] = []  # of each row of the buffer
+        if control is not None:
+            known, tags = vocabulary.control_index, [tag for each in captions.tags for tag in each]
+            of = dict(enumerate(tags)) | {self.mirrored[row]: tag for row, tag in enumerate(tags)}
+            for row, length in enumerate(self.lengths.tolist()):
+                names = control.tokens(of[row], length - 2)  # without BOS and EOS
+                self.controls.append([known[name] for name in names if name in known])
         self.features: Sequence[np.ndarray] | None = None
         """Cached features (images, R, D) of each view."""
 
@@ -133,23 +144,39 @@ class CaptionedImages(Dataset[Batch]):
             if variation.flip:
                 rows[b] = [self.mirrored[row] for row in rows[b]]
                 references[b] = [swap_sides(text) for text in references[b]]
+        given = [self._given(item, captions) for item, captions in zip(items, rows, strict=True)]
         shape = (len(rows), max(map(len, rows)))
-        starts, lengths = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        starts, lengths, prefix = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.ones(shape, np.int64)
         for b, captions in enumerate(rows):
+            sizes = self.lengths[captions] + [len(ids) for ids in given[b]]
             # The longest first: what is left of a batch after some words is then a corner of it.
-            captions.sort(key=self.lengths.__getitem__, reverse=True)
-            starts[b, : len(captions)], lengths[b, : len(captions)] = self.offsets[captions], self.lengths[captions]
+            order = np.argsort(-sizes, kind="stable")
+            given[b] = [given[b][i] for i in order]
+            starts[b, : len(captions)], lengths[b, : len(captions)] = self.offsets[captions][order], sizes[order]
+            prefix[b, : len(captions)] += [len(ids) for ids in given[b]]
         steps = np.arange(lengths.max())
         mask = steps < lengths[..., None]
-        tokens = np.where(mask, self.tokens[np.where(mask, starts[..., None] + steps, 0)], PAD).astype(np.int64)
+        # Control tokens lie between BOS and what follows it in the buffer.
+        places = starts[..., None] + np.where(steps < prefix[..., None], 0, steps - prefix[..., None] + 1)
+        tokens = np.where(mask, self.tokens[np.where(mask, places, 0)], PAD).astype(np.int64)
+        for b, ids_of in enumerate(given):
+            for q, ids in enumerate(ids_of):
+                tokens[b, q, 1 : 1 + len(ids)] = ids
         return Batch(
             images,
             torch.tensor(index),
             torch.from_numpy(tokens),
             torch.from_numpy(mask),
-            torch.ones(shape, dtype=torch.long),
+            torch.from_numpy(prefix),
             references,
         )
+
+    def _given(self, item: Item, rows: Sequence[int]) -> list[list[int]]:
+        """The control tokens of an item's captions, of which a training item keeps what its draw says."""
+        if self.control is None:
+            return [[] for _ in rows]
+        given = [self.controls[row] for row in rows]
+        return given if item.draw is None else self.control.kept(given, item.draw)
 
 
 class TrainingOrder(Sampler[list[Item]]):
@@ -280,6 +307,7 @@ class CaptionData(lightning.LightningDataModule):
         on_bad_row: error, or skip (counted, and listed in `skipped.tsv`).
         cache_dir: where verified images and cached features are remembered.
         regions: of the images, computed beforehand: these are read, and checked by `verify`, instead of the images.
+        control: which control tokens captions are given.
         seed: of the order.
     """
 
@@ -306,6 +334,7 @@ class CaptionData(lightning.LightningDataModule):
         on_bad_row: OnBadRow = "error",
         cache_dir: str | Path = "cache",
         regions: RegionFiles | None = None,
+        control: Control | None = None,
         seed: int = 0,
     ) -> None:
         check_fields(locals())
@@ -314,7 +343,7 @@ class CaptionData(lightning.LightningDataModule):
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.batch_size, self.eval_batch_size, self.captions_per_image = batch_size, eval_batch_size, captions_per_image
         self.max_tokens, self.workers, self.seed = max_tokens, workers, seed
-        self.verify, self.on_bad_row, self.regions = verify, on_bad_row, regions
+        self.verify, self.on_bad_row, self.regions, self.control = verify, on_bad_row, regions, control
         files = {"train": train, "val": val, "test": test}
         self.tables: dict[str, Captions] = {}
         if split is not None:
@@ -322,14 +351,17 @@ class CaptionData(lightning.LightningDataModule):
             self.tables = {name: part for name, part in zip(SPLITS, parts, strict=False) if part.images}
         else:
             self.tables = {name: self._read(file) for name, file in files.items() if file}
+        if control is not None and control.tags:
+            check_tags(self.tables, {name: str(self.root / (files[name] or str(train))) for name in self.tables})
         if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
+            words = self.training_tokens()
+            controls = control.counts(self.tables["train"], tokenizer, max_tokens) if control is not None else {}
             if vocabulary is None:
-                vocabulary = Vocabulary.build(self.training_tokens(), min_count=min_count, max_size=max_size)
+                vocabulary = Vocabulary.build(words, min_count, max_size, controls)
             else:
-                words = self.training_tokens()
-                vocabulary = vocabulary.extended(words, min_count=min_count, max_size=max_size, new=bool(extend))
+                vocabulary = vocabulary.extended(words, min_count, max_size, bool(extend), controls)
         self.vocabulary = vocabulary
         self._splits: dict[str, CaptionedImages] = {}
         self._training: BatchLoader | None = None
@@ -358,17 +390,33 @@ class CaptionData(lightning.LightningDataModule):
         """The words of each training caption."""
         return (self.tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
 
+    def _table(self, name: str) -> Captions:
+        if name not in self.tables:
+            raise ValueError(f"split={name}: this data has {', '.join(self.tables)}; set data.{name}=FILE")
+        return self.tables[name]
+
+    def restrict(self, name: str, tags: Sequence[str]) -> None:
+        """From now on the split `name` has only the captions that carry all these tags, as tokens, and their images.
+
+        Raises:
+            ValueError: there is no such split, or no such caption in it.
+        """
+        try:
+            self.tables[name] = with_tags(self._table(name), tags)
+        except ControlError as error:
+            raise ControlError(f"split {name}: {error}") from error
+        self._splits.pop(name, None)
+
     def images(self, name: str) -> CaptionedImages:
         """The split `name`, tokenized on first use.
 
         Raises:
             ValueError: there is no such split.
         """
-        if name not in self.tables:
-            raise ValueError(f"split={name}: this data has {', '.join(self.tables)}; set data.{name}=FILE")
+        table = self._table(name)
         if name not in self._splits:
             self._splits[name] = CaptionedImages(
-                self.tables[name],
+                table,
                 self.root,
                 self.preprocess,
                 self.tokenizer,
@@ -376,6 +424,7 @@ class CaptionData(lightning.LightningDataModule):
                 self.max_tokens,
                 self.preprocess.augment if name == "train" else None,
                 self.regions,
+                self.control,
             )
         return self._splits[name]
 

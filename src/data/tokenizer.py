@@ -4,18 +4,24 @@ What a model generates is joined to a sentence and tokenized anew for the scores
 be the one of the evaluation; but a word that it splits otherwise is a word that scores lower.
 """
 
+import importlib
+import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Literal, Protocol
+
+Evaluation = Literal["ptb", "character", "script"]
+"""A tokenization for the scores; `script` is that of the references' script: character for Chinese, else ptb."""
 
 
 class Tokenizer(Protocol):
-    """What every tokenizer has. `tokens(join(tokens(text))) == tokens(text)`."""
+    """What every tokenizer has. `tokens(join(tokens(text))) == tokens(text)`, but for `RJiebaTokenizer`."""
 
     name: str
-    evaluation: Literal["ptb", "character"]
-    """Which tokenization the scores use: `ptb` or `character`."""
+    evaluation: Evaluation
+    """Which tokenization the scores use."""
 
     def tokens(self, text: str) -> list[str]:
         """A sentence's words, lower-case, without punctuation."""
@@ -61,7 +67,7 @@ class EnglishTokenizer:
     """
 
     name = "english"
-    evaluation: Literal["ptb", "character"] = "ptb"
+    evaluation: Evaluation = "ptb"
 
     def tokens(self, text: str) -> list[str]:
         """A sentence's words, lower-case, without punctuation."""
@@ -88,7 +94,7 @@ class CharacterTokenizer:
     """
 
     name = "character"
-    evaluation: Literal["ptb", "character"] = "character"
+    evaluation: Evaluation = "character"
 
     def tokens(self, text: str) -> list[str]:
         """A sentence's characters, and words of other scripts, lower-case, without punctuation."""
@@ -102,3 +108,61 @@ class CharacterTokenizer:
             text += f" {token}" if word and spaced else token
             spaced = word
         return text
+
+
+_CHINESE_RUN = re.compile(f"([{_CJK}]+)")
+
+
+class RJiebaTokenizer(CharacterTokenizer):
+    """Chinese words, as rjieba divides them (jieba's dictionary and hidden Markov model, in Rust); the rest as
+    CharacterTokenizer does. Scores are by character, so that they can be set beside those of `character`.
+
+    What is between two punctuation marks is divided by itself. A sentence that was joined again has none, and may be
+    divided otherwise where one was; its characters are the same, and so are its scores.
+    """
+
+    name = "rjieba"
+    package = "rjieba"
+    """What has to be installed."""
+
+    @cached_property
+    def _cut(self) -> Callable[[str], list[str]]:
+        try:
+            return importlib.import_module("rjieba").cut
+        except ImportError as error:
+            raise ImportError("tokenizer=rjieba needs rjieba: `pip install rjieba` first") from error
+
+    def tokens(self, text: str) -> list[str]:
+        """A sentence's words, lower-case, without punctuation."""
+        words: list[str] = []
+        for chinese, run in _by_script(text):
+            words += self._cut(run) if chinese else _CHARACTERS.findall(run)
+        return words
+
+
+class MixedTokenizer:
+    """English and Chinese in one data set or one sentence: what is Chinese (or kana) by character as CharacterTokenizer
+    divides it, what is between as EnglishTokenizer does."""
+
+    name = "mixed"
+    evaluation: Evaluation = "script"
+
+    def __init__(self) -> None:
+        self.english = EnglishTokenizer()
+
+    def tokens(self, text: str) -> list[str]:
+        """A sentence's characters and words, lower-case, without punctuation."""
+        words: list[str] = []
+        for chinese, run in _by_script(text):
+            words += run if chinese else self.english.tokens(run)
+        return words
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """Tokens as a sentence; spaces only between two that are not Chinese, none before a clitic."""
+        runs = itertools.groupby(tokens, lambda token: bool(_IS_CJK.match(token)))
+        return "".join("".join(run) if chinese else self.english.join(list(run)) for chinese, run in runs)
+
+
+def _by_script(text: str) -> list[tuple[bool, str]]:
+    """A sentence, normalised, as runs of Chinese (True) and of all else."""
+    return [(bool(i % 2), run) for i, run in enumerate(_CHINESE_RUN.split(_normalised(text))) if run]

@@ -68,7 +68,7 @@ class GaussianLatent(Decoder):
         nn.Module.__init__(self)
         at_least(1, "latent", size=size, hidden=hidden)
         self.inner = decoder
-        self.attends, self.size = decoder.attends, size
+        self.attends, self.controls, self.size = decoder.attends, decoder.controls, size
         self.prior = GaussianNetwork(memory_width, hidden, size)
         self.project = nn.Linear(size, decoder.embedding.size, bias=False)
 

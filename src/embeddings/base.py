@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from src.data.vocabulary import SPECIALS, Vocabulary
+from src.data.vocabulary import Vocabulary
 from src.ranges import at_least
 
 log = logging.getLogger(__name__)
@@ -110,8 +110,8 @@ class GivenEmbedding(Embedding):
         return super().tie()
 
     def fill(self, found: Mapping[str, np.ndarray], name: str) -> None:
-        """Take over the vectors of the words that have one. The others, and those of the specials, start at random with
-        the mean length of these. How much of the vocabulary was found goes to the log.
+        """Take over the vectors of the words that have one. The others, and those of the specials and control tokens,
+        start at random with the mean length of these. How much of the vocabulary was found goes to the log.
 
         Args:
             found: vectors, each as wide as the table, of words of the vocabulary; perhaps of `<unk>` too.
@@ -120,22 +120,21 @@ class GivenEmbedding(Embedding):
         Raises:
             ValueError: no word was found.
         """
-        words, counts = self.vocabulary.words, self.vocabulary.counts
-        known = [i for i in range(len(SPECIALS), len(words)) if words[i] in found]
-        total = len(words) - len(SPECIALS)
+        words, counts, own = self.vocabulary.words, self.vocabulary.counts, self.vocabulary.index
+        known = [i for word, i in own.items() if word in found]
+        total = len(own)
         if not known:
             raise ValueError(
-                f"{name} has none of the vocabulary's {total:,} words ({', '.join(words[len(SPECIALS) :][:3])} …): are "
+                f"{name} has none of the vocabulary's {total:,} words ({', '.join(list(own)[:3])} …): are "
                 "its words of this language, in UTF-8?"
             )
-        rows = [i for i, word in enumerate(words) if word in found]
+        rows = [i for i, word in enumerate(words) if word in found and word not in self.vocabulary.control_index]
         with torch.no_grad():
             taken = torch.from_numpy(np.stack([found[words[i]] for i in rows]).astype(np.float32))
             self.table.weight.mul_(taken.norm(dim=1).mean())  # its random rows were of length 1
             self.table.weight[rows] = taken.to(self.table.weight)
-        tokens = sum(counts[i] for i in known) / (sum(counts[len(SPECIALS) :]) or 1)
-        missing = [words[i] for i in sorted(set(range(len(SPECIALS), len(words))).difference(known))]
-        missing.sort(key=lambda word: -counts[self.vocabulary.index[word]])
+        tokens = sum(counts[i] for i in known) / (sum(counts[i] for i in own.values()) or 1)
+        missing = sorted((word for word in own if word not in found), key=lambda word: -counts[own[word]])
         log.log(
             logging.INFO if tokens >= 0.5 else logging.WARNING,
             "%s: %s of %s words (%.1f %%), %.1f %% of their training tokens%s",

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from src.data.vocabulary import SPECIALS, Vocabulary
+from src.data.vocabulary import Vocabulary
 from src.embeddings.base import Embedding
 
 Weighting = Literal["count", "log", "inverse"]
@@ -13,8 +13,8 @@ Weighting = Literal["count", "log", "inverse"]
 
 class FrequencyEmbedding(Embedding):
     """e(w) = f(w) · W[w]: a one-hot word, weighted by its count in the training captions, times a matrix W (V, E) that
-    learns. The weights f do not; their mean over the words is 1, and the specials' is 1. They are saved with the
-    model, so that fine-tuning on other captions leaves those of known words as they were.
+    learns. The weights f do not; their mean over the words is 1, and the specials' and control tokens' is 1. They are
+    saved with the model, so that fine-tuning on other captions leaves those of known words as they were.
 
     Args:
         vocabulary: V words, with their counts.
@@ -28,17 +28,19 @@ class FrequencyEmbedding(Embedding):
 
     def __init__(self, vocabulary: Vocabulary, size: int = 512, weighting: Weighting = "log") -> None:
         super().__init__(vocabulary, size)
+        rows = list(vocabulary.index.values())
         counts = torch.tensor(vocabulary.counts, dtype=torch.float64)
-        words = counts[len(SPECIALS) :].clamp(min=1)  # a word of an older captioner may not have been said since
+        words = counts[rows].clamp(min=1)  # a word of an older captioner may not have been said since
         if weighting == "log":
             weights = 1 + words.log()
         elif weighting == "inverse":
-            weights = (1 + counts.sum() / words).log()
+            weights = (1 + vocabulary.tokens / words).log()
         elif weighting == "count":
             weights = words
         else:
             raise ValueError(f"embedding.weighting={weighting}: one of count, log, inverse is wanted")
-        frequency = torch.cat([torch.ones_like(counts[: len(SPECIALS)]), weights / weights.mean()])
+        frequency = torch.ones_like(counts)
+        frequency[rows] = weights / weights.mean()
         self.register_buffer("frequency", frequency.float())
 
     @property

@@ -1,6 +1,6 @@
 """Word vectors that were trained elsewhere: GloVe's, word2vec's, those of any file."""
 
-from src.data.vocabulary import SPECIALS, Vocabulary
+from src.data.vocabulary import Vocabulary
 from src.embeddings.base import GivenEmbedding
 from src.embeddings.vectors import VectorsError, open_vectors
 
@@ -41,7 +41,7 @@ class PretrainedEmbedding(GivenEmbedding):
         if self.table.weight.is_meta:
             return
         self.source = source.name
-        words = vocabulary.words[len(SPECIALS) :]
+        words = list(vocabulary.index)
         found = source.read({form for word in words for form in (word, word.lower())})
         own = {word: found.get(word, found.get(word.lower())) for word in words}
         self.fill({word: vector for word, vector in own.items() if vector is not None}, source.name)

@@ -12,7 +12,7 @@ from src.metrics.cider import CiderD
 from src.metrics.java import INSTALL_JAVA, JavaNotFound, find_java
 from src.metrics.meteor import Meteor, MeteorError, shared_meteor
 from src.metrics.rouge import rouge_l
-from src.metrics.tokenize import character_tokenize, ptb_tokenize, ptb_tokenize_python
+from src.metrics.tokenize import character_tokenize, ptb_tokenize, ptb_tokenize_python, share_of_chinese
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +40,34 @@ class CaptionScorer:
     """Scores against fixed references, which are tokenized once and whose CIDEr-D vectors are computed once.
 
     `references` are raw captions, one or more an image. With `tokenizer="ptb"` (English) and no Java, a
-    Python likeness of the tokenizer takes its place, with a warning. METEOR, where it is asked for and there
-    is Java, starts loading here. Raises ValueError for no references, an image without any, and an unknown
-    metric or tokenizer.
+    Python likeness of the tokenizer takes its place, with a warning. `"script"` is `"character"` where most of
+    the references have Chinese in them, else `"ptb"`; it warns of references of both kinds. METEOR, where it is
+    asked for and there is Java, starts loading here. Raises ValueError for no references, an image without any,
+    and an unknown metric or tokenizer.
     """
 
     def __init__(
         self,
         references: Mapping[str, Sequence[str]],
         *,
-        tokenizer: Literal["ptb", "character"] = "ptb",
+        tokenizer: Literal["ptb", "character", "script"] = "ptb",
         metrics: Sequence[str] = METRICS,
     ) -> None:
         if unknown := [name for name in metrics if name not in METRICS]:
             raise ValueError(f"unknown metrics {unknown}: choose from {', '.join(METRICS)}")
-        if tokenizer not in ("ptb", "character"):
-            raise ValueError(f"unknown tokenizer {tokenizer!r}: choose 'ptb' (English) or 'character' (Chinese)")
+        if tokenizer not in ("ptb", "character", "script"):
+            raise ValueError(
+                f"unknown tokenizer {tokenizer!r}: choose 'ptb' (English), 'character' (Chinese) or 'script' (either)"
+            )
         if not references:
             raise ValueError("there are no references to score against")
         if bare := [image for image, group in references.items() if not group]:
             raise ValueError(f"images without a reference: {_some(bare)}")
+        if tokenizer == "script":
+            chinese = share_of_chinese(references)
+            tokenizer = "character" if chinese > 0.5 else "ptb"
+            if 0.05 < chinese < 0.95:
+                log.warning("%.0f %% of the references are Chinese: all are tokenized as %s", 100 * chinese, tokenizer)
         self.metrics = tuple(metrics)
         self.tokenizer: str = tokenizer
         self.not_computed: dict[str, str] = {}
@@ -128,7 +136,7 @@ def score_captions(
     candidates: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
-    tokenizer: Literal["ptb", "character"] = "ptb",
+    tokenizer: Literal["ptb", "character", "script"] = "ptb",
     metrics: Sequence[str] = METRICS,
 ) -> Scores:
     """Scores raw captions once; see CaptionScorer for what it raises, and for scoring many times."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from src.metrics.java import JavaNotFound, java_environment, pycocoevalcap_folder, require_java
 
-__all__ = ["JavaNotFound", "character_tokenize", "ptb_tokenize", "ptb_tokenize_python"]
+__all__ = ["JavaNotFound", "character_tokenize", "ptb_tokenize", "ptb_tokenize_python", "share_of_chinese"]
 
 # pycocoevalcap drops these after tokenizing. Lower-casing makes -LRB- into -lrb-, so brackets in fact stay.
 PUNCTUATION = frozenset(
@@ -110,6 +110,15 @@ def _is_emoji(token: str) -> bool:
 _CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
 _WORD = rf"(?:(?![{_CJK}])[^\W_])+"
 _CHARACTER_TOKEN = re.compile(rf"[{_CJK}]|\d+(?:[.,:]\d+)+|{_WORD}(?:['’-]{_WORD})*")
+
+
+_IS_CJK = re.compile(f"[{_CJK}]")
+
+
+def share_of_chinese(captions: Mapping[str, Sequence[str]]) -> float:
+    """The share of captions in which there is a Chinese character (or kana), in [0, 1]; 0 of none."""
+    every = [bool(_IS_CJK.search(caption)) for group in captions.values() for caption in group]
+    return sum(every) / max(len(every), 1)
 
 
 def character_tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

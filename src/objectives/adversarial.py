@@ -90,6 +90,8 @@ class Adversarial(Objective):
         from_random: allow a start from random weights, which no discriminator takes for a person.
     """
 
+    draws = True
+
     def __init__(
         self,
         estimator: str = "gumbel",

@@ -87,6 +87,8 @@ class SelfCritical(Objective):
         from_random: allow a start from random weights, which learns next to nothing.
     """
 
+    draws = True
+
     def __init__(
         self,
         samples: int = 5,
