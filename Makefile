@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,vectors,regions,wandb,dev
+EXTRAS := java,scenes,weights,vectors,chinese,regions,wandb,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 

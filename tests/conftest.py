@@ -16,6 +16,7 @@ from src.model import CaptioningModel, build
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 60, 220), "yellow": (230, 210, 40)}
 SHAPES = ("square", "circle")
+CHINESE = {"red": "红", "green": "绿", "blue": "蓝", "yellow": "黄", "square": "方块", "circle": "圆"}
 
 
 TINY = {"hidden": 14, "layers": 1, "dropout": 0.1, "tied": False, "heads": 2, "width": 10, "feedforward": 20}
@@ -79,15 +80,15 @@ def write_regions(file: Path, count: int, width: int = 2048, seed: int = 0) -> t
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 24 coloured shapes with two captions each: images/, train.tsv, val.tsv, test.tsv, nouns.json; and
-    regions/, two to five random ones a picture."""
+    """A data set of 24 coloured shapes with two captions each: images/, train.tsv, val.tsv, test.tsv, nouns.json;
+    tagged.tsv, with one caption of each tagged `en` and one `zh`; and regions/, two to five random ones a picture."""
     import json
 
     root = tmp_path_factory.mktemp("shapes")
     (root / "images").mkdir()
     (root / "regions" / "images").mkdir(parents=True)
     rng = random.Random(0)
-    rows, nouns = [], {}
+    rows, nouns, tagged = [], {}, []
     for number in range(24):
         colour, shape = list(COLOURS)[number % 4], SHAPES[number // 4 % 2]
         image = Image.new("RGB", (40, 48), (128, 128, 128))
@@ -98,8 +99,11 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image.save(root / name)
         write_regions(root / "regions" / "images" / f"{number:02d}.npz", 2 + number % 4, seed=number)
         rows.append([f"{name}\tA {colour} {shape}.", f"{name}\tThere is a {colour} {shape} on grey."])
+        chinese = f"一个{CHINESE[colour]}色的{CHINESE[shape]}"
+        tagged += [f"{name}\tA {colour} {shape}.\ten", f"{name}\t{chinese}。\tzh"]
         nouns[name] = {"objects": [[shape, shape + "s"]], "backgrounds": [["grey"]]}
     for split, part in (("train", rows[:16]), ("val", rows[16:20]), ("test", rows[20:])):
         (root / f"{split}.tsv").write_text("\n".join(line for row in part for line in row) + "\n", encoding="utf-8")
+    (root / "tagged.tsv").write_text("\n".join(tagged) + "\n", encoding="utf-8")
     (root / "nouns.json").write_text(json.dumps(nouns))
     return root

@@ -195,10 +195,10 @@ def test_a_run_of_wandb_is_not_shared_by_two_trainings(tmp_path, monkeypatch):
 class Drawn(GreedySearch):
     """A search that draws numbers."""
 
-    def __call__(self, decoder, memory, *, attention=False):
+    def __call__(self, decoder, memory, **options):
         torch.rand(7)
         np.random.rand(3)
-        return super().__call__(decoder, memory, attention=attention)
+        return super().__call__(decoder, memory, **options)
 
 
 def test_pictures_change_nothing(shapes, tmp_path):

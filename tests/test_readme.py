@@ -56,7 +56,8 @@ def regions_bundle(tmp_path, vocabulary: Vocabulary) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
-    return save(tmp_path / "bundle", vocabulary)
+    """One that can be asked for Chinese and for five words."""
+    return save(tmp_path / "bundle", vocabulary.extended([], controls={"<zh>": 1, "<length=5>": 1}))
 
 
 @pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
@@ -70,6 +71,8 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     mine = [a for a in mine if a.split("=")[0] not in given]
     fetched = {"encoder=resnet50", "encoder=resnet50_multiscale", "encoder=vit"}
     extra = ["encoder.backbone.weights=random"] if fetched & set(mine) else []
+    if "control=tags" in mine:
+        extra += ["data.train=tagged.tsv", "data.val=tagged.tsv"]
     train(composed([*mine, *tiny(shapes, tmp_path), *extra]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "config.yaml").exists()
     composed(arguments if "-m" not in arguments else swept)  # and as it stands
@@ -79,6 +82,8 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
 def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
     config = composed(arguments, "evaluate")
     config["data"] |= {"root": str(shapes), "cache_dir": str(tmp_path / "cache"), "make": None, "workers": 0}
+    if config["tags"]:
+        config["data"]["test"] = "tagged.tsv"
     if config["data"]["split"]:
         config["data"] |= {"train": "train.tsv", "split": [0.5, 0.25, 0.25]}
     config |= {"model": str(bundle), "output": str(tmp_path / "eval")}
@@ -113,9 +118,16 @@ def test_preparation_commands(arguments, tmp_path, monkeypatch, bundle, shapes):
     elif name == "regions":
         (tmp_path / options[0]).symlink_to(shapes)
         folder, options = "regions", [str(bundle) if a.startswith("runs/") else a for a in options]
+    elif name == "tagged":
+        (tmp_path / folder).parent.mkdir(parents=True)
+        for table in options:
+            (tmp_path / table.partition("=")[2]).write_bytes((shapes / "train.tsv").read_bytes())
     else:  # a known data set: a miniature of it, where the command looks for it
         (originals.coco if name == "karpathy" else getattr(originals, name))(tmp_path / folder)
     assert prepare.main([name, folder, *options]) == 0
+    if name == "tagged":
+        assert len(Path(folder).read_text().splitlines()) == len(options) * 32
+        return
     made = Path(options[options.index("--output") + 1]) if "--output" in options else Path(folder)
     assert list(made.glob("images/*.npz" if name == "regions" else "train*.tsv"))
 

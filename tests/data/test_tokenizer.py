@@ -1,10 +1,11 @@
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from src.data.tokenizer import CharacterTokenizer, EnglishTokenizer
+from src.data.tokenizer import CharacterTokenizer, EnglishTokenizer, MixedTokenizer, RJiebaTokenizer
 from src.metrics.java import find_java
 from src.metrics.tokenize import character_tokenize, ptb_tokenize
 
@@ -116,3 +117,55 @@ def test_characters_are_what_evaluation_makes_of_them():
 def test_names():
     assert (ENGLISH.name, ENGLISH.evaluation) == ("english", "ptb")
     assert (CHARACTER.name, CHARACTER.evaluation) == ("character", "character")
+    assert (MIXED.name, MIXED.evaluation) == ("mixed", "script")
+    assert (RJIEBA.name, RJIEBA.evaluation) == ("rjieba", "character")
+
+
+MIXED, RJIEBA = MixedTokenizer(), RJiebaTokenizer()
+CHINESE = ["一只狗在雪地里跑。", "两个孩子，在操场上玩！", "「犬」が々〇", "𠀀是字"]
+
+
+def test_mixed_is_english_on_english_and_character_on_chinese():
+    for text in PLAIN:
+        assert MIXED.tokens(text) == ENGLISH.tokens(text)
+        assert MIXED.join(MIXED.tokens(text)) == ENGLISH.join(ENGLISH.tokens(text))
+    for text in CHINESE:
+        assert MIXED.tokens(text) == CHARACTER.tokens(text)
+        assert MIXED.join(MIXED.tokens(text)) == CHARACTER.join(CHARACTER.tokens(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "sentence"),
+    [
+        ("穿T恤的男人，看iPhone 15！", "穿 t 恤 的 男 人 看 iphone 15", "穿t恤的男人看iphone 15"),
+        ("The dog's name is 旺财, isn't it?", "the dog 's name is 旺 财 is n't it", "the dog's name is旺财isn't it"),
+        ("3只狗 at 5:30 a.m.在跑", "3 只 狗 at 5:30 a.m. 在 跑", "3只狗at 5:30 a.m.在跑"),
+        ("狗's t-shirt", "狗 's t-shirt", "狗's t-shirt"),
+    ],
+)
+def test_mixed_sentences(text, words, sentence):
+    assert MIXED.tokens(text) == words.split()
+    assert MIXED.join(words.split()) == sentence
+
+
+def test_mixed_words_survive_their_sentence():
+    captions = [*fixture_captions(), *PLAIN, *CHINESE]
+    captions += [a + b for a in PLAIN for b in CHINESE] + [b + a for a in PLAIN for b in CHINESE]
+    for text in captions:
+        tokens = MIXED.tokens(text)
+        assert MIXED.tokens(MIXED.join(tokens)) == tokens
+
+
+def test_rjieba_divides_words_of_the_same_characters():
+    assert " ".join(RJIEBA.tokens("一只棕色的狗，在雪地里奔跑。")) == "一只 棕色 的 狗 在 雪地 里 奔跑"
+    for text in [*CHINESE, *fixture_captions(), "穿T恤的男人，看iPhone 15！"]:
+        words = RJIEBA.tokens(text)
+        assert CHARACTER.tokens(RJIEBA.join(words)) == CHARACTER.tokens(text), "and so the same scores"
+        assert RJIEBA.join(RJIEBA.tokens(RJIEBA.join(words))) == RJIEBA.join(words)
+    assert RJIEBA.tokens("a dog is here") == ["a", "dog", "is", "here"]
+
+
+def test_rjieba_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(ImportError, match="pip install rjieba"):
+        RJiebaTokenizer().tokens("狗")

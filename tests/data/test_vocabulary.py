@@ -135,3 +135,42 @@ def test_not_utf8(tmp_path):
         Vocabulary.load(tmp_path / "v.json")
     with pytest.raises(FileNotFoundError):
         Vocabulary.load(tmp_path / "none.json")
+
+
+def test_control_tokens_are_given_and_never_said(tmp_path):
+    vocabulary = Vocabulary.build(CAPTIONS, 2, controls={"<zh>": 3, "<length=2>": 2})
+    assert vocabulary.words[4:] == ["a", "dog", "cat", "sits", "<zh>", "<length=2>"]
+    assert vocabulary.counts[4:] == [5, 3, 2, 2, 3, 2]
+    assert vocabulary.control_index == {"<zh>": 8, "<length=2>": 9} and "<zh>" not in vocabulary.index
+    assert vocabulary.coverage == pytest.approx(12 / 15), "of words"
+    assert vocabulary.summary() == (
+        "vocabulary: 4 words, 80.00% of 15 training tokens; the rarest was seen 2 times; 2 control tokens"
+    )
+    assert vocabulary.decode([BOS, 8, 9, 4, EOS]) == ["a"] and vocabulary.encode(["<zh>"]) == [BOS, UNK, EOS]
+    vocabulary.save(tmp_path / "v.json")
+    loaded = Vocabulary.load(tmp_path / "v.json")
+    assert loaded.to_dict() == vocabulary.to_dict() and loaded.controls == ["<zh>", "<length=2>"]
+    assert "controls" not in Vocabulary.build(CAPTIONS, 2).to_dict(), "as older files are"
+
+
+def test_control_tokens_survive_an_extension_and_new_ones_come():
+    old = Vocabulary.build(CAPTIONS, 2, controls={"<zh>": 3, "<length=2>": 2})
+    for new in (True, False):
+        more = old.extended([["a", "fox", "<zh>"]], 1, new=new, controls={"<length=2>": 4, "<en>": 1})
+        assert more.words == [*old.words, *(["fox"] if new else []), "<en>"]
+        assert more.controls == ["<zh>", "<length=2>", "<en>"]
+        assert [more.counts[i] for i in more.control_index.values()] == [3, 6, 1]
+        assert more.counts[UNK] == old.counts[UNK] + (1 if new else 2), "<zh> written out is an unknown word"
+    assert old.extended([["fox"]], 1, max_size=5).words == [*old.words, "fox"], (
+        "a limit of words, not of control tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    ("controls", "fault"), [(["<zh>"], "'<zh>' is not among the words"), ("zh", "'controls' is no list")]
+)
+def test_damaged_controls(tmp_path, controls, fault):
+    plain = Vocabulary.build(CAPTIONS, 1).to_dict() | {"controls": controls}
+    (tmp_path / "v.json").write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(ValueError, match=fault):
+        Vocabulary.load(tmp_path / "v.json")

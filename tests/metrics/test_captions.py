@@ -90,3 +90,15 @@ def test_errors_name_the_images():
         CaptionScorer(references, metrics=["SPICE"])
     with pytest.raises(ValueError, match="choose 'ptb'"):
         CaptionScorer(references, tokenizer="bert")
+
+
+def test_the_script_of_the_references_chooses_the_tokenization(caplog):
+    english, chinese = {"a": ["A dog.", "A dog runs."]}, {"b": ["一只狗。", "狗在跑"]}
+    scorer = CaptionScorer(chinese, tokenizer="script", metrics=["Bleu_1", "METEOR"])
+    scores = scorer.score({"b": "一只狗"})
+    assert scores.tokenizer == "character" and scores.corpus["Bleu_1"] == pytest.approx(1.0)
+    assert scores.corpus["METEOR"] is None and "no Chinese" in scores.not_computed["METEOR"]
+    assert CaptionScorer(english, tokenizer="script", metrics=["Bleu_1"]).tokenizer.startswith("ptb")
+    assert "references are Chinese" not in caplog.text
+    both = CaptionScorer(english | chinese | {"c": ["猫"]}, tokenizer="script", metrics=["Bleu_1"])
+    assert both.tokenizer == "character" and "60 % of the references are Chinese" in caplog.text
