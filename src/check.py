@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from src import help
-from src.bundle import without_vectors
+from src.bundle import looks_saved, without_vectors
 from src.config import device, precision
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
@@ -67,6 +67,8 @@ REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationEx
 Choice: Any = Literal  # of names that are known at run time only
 PRECISION = Literal["auto"] | typing.get_type_hints(lightning.Trainer.__init__)["precision"]
 FIELDS: dict[str, Any] = {
+    "model": str | list[str],
+    "diversity": int | None,
     "ckpt": str | None,
     "init": str | None,
     "init_vocabulary": Choice[VOCABULARIES],
@@ -99,7 +101,7 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
     _check_names(config, command)
     for name, value in config.items():
         if isinstance(value, Mapping):
-            _check_part(name, value)
+            check_part(name, value)
     try:
         (_check_training if command == "train" else _check_evaluation)(config, here)
     except ValueError as error:  # of the parts' own constructors too
@@ -142,8 +144,12 @@ def unknown(name: str, command: str) -> str:
     return f"{name}: no such group or field; {guess or 'there are ' + ', '.join(known)}"
 
 
-def _check_part(path: str, node: Mapping[str, Any]) -> None:
-    """The fields of one part of the configuration, and the parts within it, against what takes them."""
+def check_part(path: str, node: Mapping[str, Any]) -> None:
+    """The fields of one part of the configuration, and the parts within it, against what takes them.
+
+    Raises:
+        ConfigError: one sentence that names the field, and what can be chosen.
+    """
     try:
         target = locate(node["_target_"], TRAINING) if "_target_" in node else FUNCTIONS.get(path)
     except ConfigError as error:
@@ -159,7 +165,7 @@ def _check_part(path: str, node: Mapping[str, Any]) -> None:
         inside = f"{path}.{name}"
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Mapping) and ("_target_" in each or inside in FUNCTIONS):
-                _check_part(inside, each)
+                check_part(inside, each)
         _check_value(inside, value, known.get(name, Any))
 
 
@@ -393,10 +399,15 @@ def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
-    if here and not Path(config["model"]).exists():
-        raise ConfigError(
-            f"model={config['model']}: no such file or directory; give a bundle/ directory or a .ckpt file"
-        )
+    at_least(2, "", diversity=config["diversity"])
+    models = named_models(config["model"])
+    if not models:
+        raise ConfigError("model=[]: name a captioner, or several of one vocabulary")
+    for model in models:
+        if here and not Path(model).exists():
+            raise ConfigError(f"model={model}: no such file or directory; give a bundle/ directory or a .ckpt file")
+    if config["calibrate"]:
+        _check_calibration(config, models)
     if config.get("generation"):
         _construct("generation", config["generation"])
     data, split = config["data"], config["split"]
@@ -411,6 +422,23 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
             raise ConfigError(
                 f"device={config['device']}: choose one of {', '.join(k for k in there if there[k])}, or null"
             )
+
+
+def named_models(model: str | list[str]) -> list[str]:
+    """The captioners that `model` names: one, or an ensemble's."""
+    return [model] if isinstance(model, str) else list(model)
+
+
+def _check_calibration(config: Mapping[str, Any], models: list[str]) -> None:
+    if config["split"] != "val":
+        raise ConfigError(
+            f"calibrate=true with split={config['split']}: a captioner is calibrated on validation pictures; set "
+            "split=val"
+        )
+    if len(models) > 1 or not looks_saved(Path(models[0])) or models[0].endswith(".ckpt"):
+        raise ConfigError("calibrate=true: it is kept in a bundle/ directory, so model is to be one")
+    if "CIDEr" not in config["metrics"]:
+        raise ConfigError("calibrate=true: confidence is calibrated to CIDEr; add it to metrics")
 
 
 def _check_kind(path: str, node: Any, kind: type) -> None:

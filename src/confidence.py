@@ -85,7 +85,8 @@ class Calibration(NamedTuple):
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-            found = cls(*(float(values[name]) for name in cls._fields[:3]), int(values["pictures"]))
+            slope, intercept, threshold = (float(values[name]) for name in cls._fields[:3])
+            found = cls(slope, intercept, threshold, int(values["pictures"]))
             if not np.isfinite(found).all():
                 raise ValueError("a number is not finite")
         except (ValueError, KeyError, TypeError) as error:
