@@ -101,7 +101,7 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
     _check_names(config, command)
     for name, value in config.items():
         if isinstance(value, Mapping):
-            check_part(name, value)
+            _check_part(name, value)
     try:
         (_check_training if command == "train" else _check_evaluation)(config, here)
     except ValueError as error:  # of the parts' own constructors too
@@ -144,12 +144,8 @@ def unknown(name: str, command: str) -> str:
     return f"{name}: no such group or field; {guess or 'there are ' + ', '.join(known)}"
 
 
-def check_part(path: str, node: Mapping[str, Any]) -> None:
-    """The fields of one part of the configuration, and the parts within it, against what takes them.
-
-    Raises:
-        ConfigError: one sentence that names the field, and what can be chosen.
-    """
+def _check_part(path: str, node: Mapping[str, Any]) -> None:
+    """The fields of one part of the configuration, and the parts within it, against what takes them."""
     try:
         target = locate(node["_target_"], TRAINING) if "_target_" in node else FUNCTIONS.get(path)
     except ConfigError as error:
@@ -165,7 +161,7 @@ def check_part(path: str, node: Mapping[str, Any]) -> None:
         inside = f"{path}.{name}"
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, Mapping) and ("_target_" in each or inside in FUNCTIONS):
-                check_part(inside, each)
+                _check_part(inside, each)
         _check_value(inside, value, known.get(name, Any))
 
 
@@ -394,6 +390,16 @@ def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool
         )
     if here:
         region_files(config["encoder"], Path(config["data"]["root"]))
+
+
+def check_search(node: Mapping[str, Any]) -> None:
+    """Refuse a search's config whose fields or values it does not take.
+
+    Raises:
+        ConfigError: one sentence that names the field, and what can be chosen.
+    """
+    _check_part("generation", node)
+    _construct("generation", node)
 
 
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:

@@ -44,7 +44,7 @@ def chosen_search(options: argparse.Namespace, own: Mapping[str, Any]) -> dict[s
     Raises:
         ConfigError: a choice or a field that is not there, a value of the wrong kind, flags that exclude each other.
     """
-    from src.check import check_part  # which is slow to import
+    from src.check import check_search  # which is slow to import
 
     words = {name: getattr(options, name) for name in ("include", "exclude") if getattr(options, name)}
     if not (options.search or options.set or words or options.beam is not None):
@@ -74,5 +74,5 @@ def chosen_search(options: argparse.Namespace, own: Mapping[str, Any]) -> dict[s
         if not equals or not field:
             raise ConfigError(f"--set {setting}: FIELD=VALUE is wanted, such as max_length=12")
     fields |= given
-    check_part("generation", fields)
+    check_search(fields)
     return fields
