@@ -14,12 +14,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from src.confidence import Calibration
 from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
 from src.model import CaptioningModel, build, locate
 
 PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
 """The parts of a run's config that a caption depends on."""
+
+
+CALIBRATION = "calibration.json"
 
 
 class BundleError(ValueError):
@@ -31,6 +35,8 @@ class Bundle(NamedTuple):
     vocabulary: Vocabulary
     config: dict[str, Any]
     """PARTS, and `provenance`: what is known of the training."""
+    calibration: Calibration | None = None
+    """Of confidence, where validation captions were scored."""
 
 
 class Saved(NamedTuple):
@@ -40,6 +46,7 @@ class Saved(NamedTuple):
     vocabulary: Vocabulary
     state: dict[str, Tensor]
     """The model's weights by name."""
+    calibration: Calibration | None = None
 
 
 def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,8 +55,8 @@ def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> d
 
 
 def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | None = None) -> None:
-    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once) and a model card. It appears
-    whole or not at all."""
+    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json where there
+    is one, and a model card. It appears whole or not at all."""
     directory = Path(directory)
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -59,6 +66,8 @@ def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | Non
     )
     bundle.vocabulary.save(partial / "vocabulary.json")
     save_file(_untied(bundle.model.state_dict()), partial / "model.safetensors")
+    if bundle.calibration is not None:
+        bundle.calibration.save(partial / CALIBRATION)
     (partial / "README.md").write_text(_card(bundle, scores or {}), encoding="utf-8")
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -78,6 +87,17 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def bundle_folder(path: Path) -> Path:
+    """A bundle directory as it is; of a run's folder, its bundle."""
+    run = not (path / "vocabulary.json").exists() and (path / "bundle" / "config.yaml").exists()
+    return path / "bundle" if run else path
+
+
+def looks_saved(path: Path) -> bool:
+    """Whether a path seems to be what `read_saved` reads, rather than pictures."""
+    return path.suffix == ".ckpt" or (bundle_folder(path) / "vocabulary.json").exists()
+
+
 def read_saved(path: Path) -> Saved:
     """Read a bundle directory, a run's folder or a Lightning checkpoint (`.ckpt`).
 
@@ -85,9 +105,9 @@ def read_saved(path: Path) -> Saved:
         BundleError: something is missing or damaged.
     """
     path = Path(path)
+    calibration = None
     if path.is_dir():
-        if not (path / "vocabulary.json").exists() and (path / "bundle" / "config.yaml").exists():
-            path = path / "bundle"  # a run's folder stands for its bundle
+        path = bundle_folder(path)
         for name in ("config.yaml", "vocabulary.json", "model.safetensors"):
             if not (path / name).exists():
                 raise BundleError(
@@ -99,6 +119,8 @@ def read_saved(path: Path) -> Saved:
         except (yaml.YAMLError, SafetensorError) as error:
             raise BundleError(f"{path}: damaged ({error}); copy or train it again") from error
         vocabulary = Vocabulary.load(path / "vocabulary.json")
+        if (path / CALIBRATION).exists():
+            calibration = Calibration.load(path / CALIBRATION)
     elif path.is_file():
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -117,7 +139,7 @@ def read_saved(path: Path) -> Saved:
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
-    return Saved(config, vocabulary, state)
+    return Saved(config, vocabulary, state, calibration)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -126,7 +148,7 @@ def load_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: something is missing or damaged.
     """
-    config, vocabulary, state = read_saved(Path(path))
+    config, vocabulary, state, calibration = read_saved(Path(path))
     model = build(without_weights(config), vocabulary)
     try:
         result = model.load_state_dict(state, strict=False)
@@ -141,7 +163,7 @@ def load_bundle(path: Path) -> Bundle:
             f"{(missing + result.unexpected_keys)[:2]})"
         )
     model.encoder.backbone.weights_used = config["provenance"].get("encoder_weights", "unknown")
-    return Bundle(model.eval(), vocabulary, config)
+    return Bundle(model.eval(), vocabulary, config, calibration)
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,17 +4,21 @@ import argparse
 import glob
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
-from src.captioner import Captioner
+from src.bundle import looks_saved
+from src.captioner import Caption, Captioner
 from src.config import keep_freed_memory
-from src.data.images import ImageError
-from src.data.regions import RegionsError
-from src.generation import BeamSearch
+from src.data.images import ImageError, load_image
+from src.data.quality import quality
+from src.data.regions import ReadRegions, RegionsError
+from src.ensemble import EnsembleCaptioner
+from src.search_flags import add_search_flags, chosen_search
 
 
 def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
@@ -45,27 +49,54 @@ def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
     return list(found)
 
 
+def models_and_pictures(models: Sequence[str], pictures: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What stands behind `--model` as captioners, and from the first that is none on as pictures, before the others."""
+    count = 1
+    while count < len(models) and looks_saved(Path(models[count])):
+        count += 1
+    return list(models[:count]), [*models[count:], *pictures]
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
-        prog="python -m src.caption", description="Caption pictures with a trained captioner."
+        prog="python -m src.caption",
+        description="Caption pictures with a trained captioner.",
+        usage="%(prog)s --model MODEL [MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
     )
-    result.add_argument("pictures", nargs="+", metavar="FILE|FOLDER|GLOB", help="what to caption")
+    result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to caption")
     result.add_argument(
         "--model",
         required=True,
-        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them)",
+        nargs="+",
+        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them); several of one "
+        "vocabulary caption together, as an ensemble",
     )
     result.add_argument(
         "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
     )
     result.add_argument("-o", "--output", type=Path, help="write a TSV `img_path<TAB>caption` here instead of printing")
-    result.add_argument("--beam", type=int, help="beam size, instead of the bundle's own search")
     result.add_argument(
         "--length", metavar="WORDS", help="short, medium, long or a number of words, of a captioner of control=length"
     )
     result.add_argument("--language", metavar="TAG", help="such as zh, of a captioner of control=tags")
     result.add_argument("--tags", metavar="TAGS", help='such as "domain=news,style=funny", of one of control=tags')
+    add_search_flags(result)
+    result.add_argument(
+        "--n-best", type=int, metavar="N", help="up to N captions a picture, best first, a line each, with their scores"
+    )
+    result.add_argument(
+        "--confidence", action="store_true", help="a further column: the probability that the caption is good"
+    )
+    result.add_argument(
+        "--min-confidence", type=float, metavar="P", help="leave captions out whose confidence is below, in [0, 1]"
+    )
+    result.add_argument(
+        "--quality", action="store_true", help="a further column: how well the picture can be seen, in [0, 1]"
+    )
+    result.add_argument(
+        "--min-quality", type=float, metavar="Q", help="do not caption pictures whose quality is below, in [0, 1]"
+    )
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
     result.add_argument(
@@ -74,17 +105,100 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def check_flags(options: argparse.Namespace, captioner: Captioner) -> None:
+    """Refuse what this captioner cannot do.
+
+    Raises:
+        ValueError: one sentence that names the flag.
+    """
+    if options.n_best is not None and not 1 <= options.n_best <= captioner.generation.captions:
+        count, most = options.n_best, captioner.generation.captions
+        raise ValueError(
+            f"--n-best {count}: the search gives 1 to {most} captions a picture; add --beam {max(count, 1)}, or "
+            f"--search sample --set captions={max(count, 1)}"
+        )
+    for flag in ("min_confidence", "min_quality"):
+        value = getattr(options, flag)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"--{flag.replace('_', '-')} {value:g}: a number from 0 to 1 is wanted")
+    if (options.confidence or options.min_confidence is not None) and captioner.calibration is None:
+        raise ValueError(
+            "--confidence: this captioner is not calibrated; `python -m src.evaluate model=BUNDLE data=… split=val "
+            "calibrate=true` calibrates a bundle"
+            if len(captioner.members) == 1
+            else "--confidence: an ensemble is not calibrated; caption with one of its members"
+        )
+    if (options.quality or options.min_quality is not None) and options.regions is not None:
+        raise ValueError("--quality is of pictures, and with --regions they are not read: leave one of the two out")
+
+
+class Picture(NamedTuple):
+    """One that could be read."""
+
+    path: Path
+    opened: Image.Image | ReadRegions | None
+    """What the captioner takes; None where the picture is too poor to be captioned."""
+    quality: float | None = None
+    """Where it was asked for."""
+
+
+def open_picture(path: Path, captioner: Captioner, options: argparse.Namespace) -> Picture:
+    """Read a picture, and look at its quality where that is asked for.
+
+    Raises:
+        ImageError, RegionsError: it cannot be read; the message names it.
+    """
+    seen = None
+    if options.quality or options.min_quality is not None:
+        seen = quality(load_image(path)).score  # in full size: the captioner's may be reduced
+        if seen < (options.min_quality or 0):
+            print(f"{path}: not captioned, its quality {seen:.3f} is below {options.min_quality:g}", file=sys.stderr)
+            return Picture(path, None, seen)
+    return Picture(path, captioner.open(path), seen)
+
+
+def lines(picture: Picture, captions: Sequence[Caption], options: argparse.Namespace) -> Iterator[str]:
+    """The output's lines on a picture: its path, a caption or nothing, and the columns that were asked for."""
+    found: list[Caption | None] = [*captions] or [None]
+    for caption in found:
+        columns = [str(picture.path), caption.text if caption else ""]
+        if options.n_best is not None:
+            columns.append(f"{caption.score:.4f}" if caption else "")
+        if options.confidence:
+            columns.append(f"{caption.confidence:.3f}" if caption else "")
+        if options.quality:
+            columns.append(f"{picture.quality:.3f}")
+        yield "\t".join(columns)
+
+
+def sure_enough(picture: Picture, caption: Caption, options: argparse.Namespace) -> list[Caption]:
+    """A caption and its alternatives, those whose confidence is too low left out; where none stays, stderr says so."""
+    found = [caption, *caption.alternatives]
+    least = options.min_confidence
+    kept = [each for each in found if least is None or (each.confidence is not None and each.confidence >= least)]
+    if not kept:
+        print(
+            f"{picture.path}: caption left out, its confidence {caption.confidence:.3f} is below {least:g}",
+            file=sys.stderr,
+        )
+    return kept
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
+    models, named = models_and_pictures(options.model, options.pictures)
+    if not named:
+        command.error("which pictures? Name files, folders or patterns behind the captioners")
     keep_freed_memory()
     try:
-        pictures = find_pictures(options.pictures, names=options.regions is not None)
-        captioner = Captioner.load(options.model, device_name=options.device, regions=options.regions)
+        pictures = find_pictures(named, names=options.regions is not None)
+        captioner = EnsembleCaptioner.load_all(models, device_name=options.device, regions=options.regions)
         captioner.check_source()
-        if options.beam is not None:
-            own = {k: v for k, v in captioner.config["generation"].items() if k not in ("_target_", "beam_size")}
-            captioner.generation = BeamSearch(options.beam, **own)
+        if search := chosen_search(options, captioner.config["generation"]):
+            captioner.search_by(search)
+        check_flags(options, captioner)
         captioner.ask(options.length, options.tags, options.language)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -103,34 +217,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = partial.open("w", encoding="utf-8") if partial else sys.stdout
     bar = tqdm(total=len(pictures), unit="img", disable=None if options.output else True)
     for start in range(0, len(pictures), options.batch_size):
-        readable, opened = [], []
+        batch: list[Picture] = []
         for path in pictures[start : start + options.batch_size]:
             try:
-                opened.append(captioner.open(path))
-                readable.append(path)
+                batch.append(open_picture(path, captioner, options))
             except (ImageError, RegionsError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 failed += 1
-        found = captioner(opened, options.batch_size, attention=options.attention is not None)
-        for path, image, caption in zip(readable, opened, found, strict=True):
-            print(f"{path}\t{caption.text}", file=out, flush=True)
-            if options.attention and caption.attention is not None:
+        found = captioner(
+            [each.opened for each in batch if each.opened is not None],
+            options.batch_size,
+            attention=options.attention is not None,
+            alternatives=(options.n_best or 1) - 1,
+        )
+        for picture in batch:
+            captions = [] if picture.opened is None else sure_enough(picture, next(found), options)
+            for line in lines(picture, captions, options):
+                print(line, file=out, flush=True)
+            best = captions[0] if captions else None
+            if options.attention and best is not None and best.attention is not None:
+                path, image = picture.path, picture.opened
                 if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
                     try:
                         image = captioner.preprocess.decode(path)
                     except ImageError:
                         image = nothing()
                 figure = attention_figure(
-                    image, caption.words, caption.attention, caption.boxes, preprocess=captioner.preprocess
+                    image, best.words, best.attention, best.boxes, preprocess=captioner.preprocess
                 )
                 drawn[path.stem] = drawn.get(path.stem, 0) + 1
                 number = f"-{drawn[path.stem]}" if drawn[path.stem] > 1 else ""
                 figure.save(options.attention / f"{path.stem}{number}.png")
-        bar.update(len(readable))
+        bar.update(len(batch))
     bar.close()
     if partial:
         out.close()
         os.replace(partial, options.output)
+    if options.attention and captioner.model.decoder.attends and len(captioner.members) > 1 and not drawn:
+        print("--attention: the captioners look at different places, so nothing was drawn", file=sys.stderr)
     if failed:
         print(f"{failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0

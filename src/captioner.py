@@ -1,6 +1,6 @@
 """Captioner: what a user holds. From a bundle to captions of pictures."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from src.bundle import load_bundle
+from src.confidence import Calibration, mean_log_prob
 from src.config import autocast_dtype, device, precision
 from src.data.control import asked, asked_length
 from src.data.images import load_image
@@ -40,6 +41,8 @@ class Caption(NamedTuple):
     """(R, 4): the regions' x1, y1, x2, y2 in [0, 1] of the picture as the encoder saw it."""
     alternatives: "Sequence[Caption]" = ()
     """The search's other captions, best first, where asked for."""
+    confidence: float | None = None
+    """The probability in (0, 1) that it is a good one, where the captioner is calibrated (src/confidence.py)."""
 
 
 class Captioner:
@@ -77,6 +80,10 @@ class Captioner:
         self.config: dict[str, Any] = {}
         self.regions: RegionFiles | None = None
         """Where pictures' regions are, for a captioner of regions computed beforehand."""
+        self.calibration: Calibration | None = None
+        """Of confidence."""
+        self.members: list[Captioner] = [self]
+        """Of an ensemble; else itself."""
 
     @classmethod
     def load(
@@ -110,7 +117,7 @@ class Captioner:
             device_name,
             precision_name,
         )
-        captioner.config = bundle.config
+        captioner.config, captioner.calibration = bundle.config, bundle.calibration
         if regions is not None:
             captioner.regions = region_files(bundle.config["encoder"], Path(), regions)
         return captioner
@@ -131,16 +138,27 @@ class Captioner:
         if length is not None:  # the search's own limit must not cut what is asked for
             self.generation.max_length = max(self.generation.max_length, asked_length(self.vocabulary, length))
 
+    def search_by(self, config: Mapping[str, Any]) -> None:
+        """From now on search as a config, such as a choice of conf/generation/, says.
+
+        Raises:
+            ValueError: what no search can do, or a word that the captioner does not know.
+        """
+        generation = instantiate(config)
+        generation.bind(self.vocabulary, self.tokenizer)
+        self.generation, self.config = generation, {**self.config, "generation": dict(config)}
+
     def check_source(self) -> None:
         """Raises RegionsError where the captioner reads regions and none were given."""
-        if isinstance(self.model.encoder, RegionEncoder) and self.regions is None:
+        if self.regions is None and any(isinstance(each.model.encoder, RegionEncoder) for each in self.members):
             raise RegionsError(
                 "this captioner reads regions computed beforehand, not pictures: give --regions, a folder of .npz or "
                 ".npy files or an HDF5 file, as encoder.path was in training"
             )
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def computing(self) -> Iterator[None]:
+        """Without gradients, in its precision."""
         with (
             torch.no_grad(),  # inference mode would cast the weights anew at every step
             torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None),
@@ -150,10 +168,8 @@ class Captioner:
     def features(self, images: torch.Tensor | Regions | Features) -> Features:
         """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), or regions computed beforehand → Features;
         no gradients."""
-        if isinstance(images, Features):
-            return images
-        with self._computing():
-            return self.model.encoder(map_tensors(lambda x: x.to(self.device), images))
+        with self.computing():
+            return self.model.features(map_tensors(lambda x: x.to(self.device), images))
 
     def search(
         self,
@@ -163,7 +179,7 @@ class Captioner:
     ) -> Hypotheses:
         """What `features` takes, or Features → hypotheses; no gradients. Each image's own control tokens `prefix`
         (B, P) take the place of those that were asked for."""
-        with self._computing():
+        with self.computing():
             images = map_tensors(lambda x: x.to(self.device), images)
             memory = self.model.memory(images)
             if prefix is None and self.control:
@@ -171,14 +187,18 @@ class Captioner:
                 prefix = torch.tensor(ids).expand(len(first_tensor(memory)), -1)
             return self.generation(self.model.decoder, memory, prefix=prefix, attention=attention)
 
-    def captions(self, found: Hypotheses, alternatives: int = 0, seen: Features | None = None) -> list[Caption]:
-        """The best hypothesis of each image as a Caption, with up to `alternatives` others. Attention is drawn where
-        the regions `seen` lie, or without them where the encoder has them of any picture."""
+    def captions(
+        self, found: Hypotheses, alternatives: int = 0, seen: Features | None = None, distinct: bool = True
+    ) -> list[Caption]:
+        """The best hypothesis of each image as a Caption, with up to `alternatives` others, of those that read the same
+        the best only, where they are to be `distinct`. Attention is drawn where the regions `seen` lie, or without them
+        where the encoder has them of any picture."""
         tokens, log_probs, scores = found.tokens.tolist(), found.log_probs.tolist(), found.scores.tolist()
         lengths = found.lengths.tolist()
         looks = None if found.attention is None else found.attention.float().cpu().numpy()
         if seen is None:
-            places, shown = None if looks is None else self.model.encoder.boxes(looks.shape[-1]).numpy()[None], None
+            encoder = self.members[0].model.encoder
+            places, shown = None if looks is None else encoder.boxes(looks.shape[-1]).numpy()[None], None
         else:
             places, shown = seen.boxes.float().cpu().numpy(), seen.mask.cpu().numpy()
 
@@ -190,15 +210,19 @@ class Captioner:
             if looks is not None and places is not None:
                 regions = slice(None) if shown is None else shown[b]
                 attention, boxes = looks[b, k, :length][:, regions], places[b if len(places) > 1 else 0][regions]
-            return Caption(
-                self.tokenizer.join(words), words, log_probs[b][k][: length + ended], scores[b][k], attention, boxes
-            )
+            said = log_probs[b][k][: length + ended]
+            confidence = None if self.calibration is None else self.calibration(mean_log_prob(said))
+            text = self.tokenizer.join(words)
+            return Caption(text, words, said, scores[b][k], attention, boxes, confidence=confidence)
 
         result = []
         for b in range(len(tokens)):
             real = [k for k in range(len(tokens[b])) if scores[b][k] > -np.inf] or [0]
-            others = [caption(b, k) for k in real[1 : alternatives + 1]]
-            result.append(caption(b, real[0])._replace(alternatives=others))
+            every = [caption(b, k) for k in real[: None if alternatives else 1]]
+            if distinct:
+                best = {each.text: each for each in reversed(every)}
+                every = [each for each in every if best[each.text] is each]
+            result.append(every[0]._replace(alternatives=every[1 : alternatives + 1]))
         return result
 
     def __call__(

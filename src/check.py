@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from src import help
-from src.bundle import without_vectors
+from src.bundle import looks_saved, without_vectors
 from src.config import device, precision
 from src.data.control import tag_tokens
 from src.data.module import SPLITS, CaptionData, check_fields
@@ -68,6 +68,8 @@ REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationEx
 Choice: Any = Literal  # of names that are known at run time only
 PRECISION = Literal["auto"] | typing.get_type_hints(lightning.Trainer.__init__)["precision"]
 FIELDS: dict[str, Any] = {
+    "model": str | list[str],
+    "diversity": int | None,
     "ckpt": str | None,
     "init": str | None,
     "init_vocabulary": Choice[VOCABULARIES],
@@ -402,13 +404,28 @@ def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool
         region_files(config["encoder"], Path(config["data"]["root"]))
 
 
+def check_search(node: Mapping[str, Any]) -> None:
+    """Refuse a search's config whose fields or values it does not take.
+
+    Raises:
+        ConfigError: one sentence that names the field, and what can be chosen.
+    """
+    _check_part("generation", node)
+    _construct("generation", node)
+
+
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
-    if here and not Path(config["model"]).exists():
-        raise ConfigError(
-            f"model={config['model']}: no such file or directory; give a bundle/ directory or a .ckpt file"
-        )
+    at_least(2, "", diversity=config["diversity"])
+    models = named_models(config["model"])
+    if not models:
+        raise ConfigError("model=[]: name a captioner, or several of one vocabulary")
+    for model in models:
+        if here and not Path(model).exists():
+            raise ConfigError(f"model={model}: no such file or directory; give a bundle/ directory or a .ckpt file")
+    if config["calibrate"]:
+        _check_calibration(config, models)
     if config.get("generation"):
         _construct("generation", config["generation"])
     tag_tokens(config["tags"] or "")
@@ -424,6 +441,23 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
             raise ConfigError(
                 f"device={config['device']}: choose one of {', '.join(k for k in there if there[k])}, or null"
             )
+
+
+def named_models(model: str | list[str]) -> list[str]:
+    """The captioners that `model` names: one, or an ensemble's."""
+    return [model] if isinstance(model, str) else list(model)
+
+
+def _check_calibration(config: Mapping[str, Any], models: list[str]) -> None:
+    if config["split"] != "val":
+        raise ConfigError(
+            f"calibrate=true with split={config['split']}: a captioner is calibrated on validation pictures; set "
+            "split=val"
+        )
+    if len(models) > 1 or not looks_saved(Path(models[0])) or models[0].endswith(".ckpt"):
+        raise ConfigError("calibrate=true: it is kept in a bundle/ directory, so model is to be one")
+    if "CIDEr" not in config["metrics"]:
+        raise ConfigError("calibrate=true: confidence is calibrated to CIDEr; add it to metrics")
 
 
 def _check_kind(path: str, node: Any, kind: type) -> None:

@@ -15,13 +15,16 @@ import torch
 from tqdm import tqdm
 
 import src
+from src.bundle import CALIBRATION
 from src.captioner import Caption, Captioner
+from src.confidence import Assessed, assess, mean_log_prob
 from src.config import ROOT
 from src.data.control import REFERENCE, asked_length, length_token, nearest_length
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.decoders.base import map_tensors
 from src.files import write_atomically
+from src.metrics import diversity as differences
 from src.metrics.captions import METRICS, CaptionScorer
 from src.metrics.named import named_shares
 from src.objectives.cross_entropy import CrossEntropy
@@ -42,7 +45,7 @@ def code_version() -> str:
 
 def evaluate(
     captioner: Captioner,
-    data: CaptionData,
+    data: CaptionData | Sequence[CaptionData],
     split: str,
     output: Path,
     *,
@@ -52,14 +55,16 @@ def evaluate(
     meta: Mapping[str, Any] | None = None,
     limit: int | None = None,
     length: int | str | None = None,
+    diversity: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Caption every image of a split with the captioner's own search, score, and write to `output`: scores.json (flat,
-    fractions), meta.json, captions.tsv, per_image.csv, report.html.
+    fractions), meta.json, captions.tsv, per_image.csv, report.html, and where confidence can be calibrated on the
+    split, calibration.json.
 
     Args:
         captioner: what is evaluated.
-        data: with the captioner's own preprocessing, tokenizer and vocabulary.
+        data: with the captioner's own preprocessing, tokenizer and vocabulary; of an ensemble one a member.
         split: train, val or test.
         output: the folder to write to.
         metrics: which of pycocoevalcap's scores.
@@ -70,11 +75,14 @@ def evaluate(
         length: what captions are asked for, as `Captioner.ask` was told, or `reference`: each image's caption is asked
             for the number of words of its own first reference, or the nearest that the captioner knows. Adds
             `length_within_1`, the share of captions that are at most a word longer or shorter than was asked for.
+        diversity: score so many captions a picture besides: how they differ, and their best.
         progress: show a bar.
 
     Returns:
         What scores.json holds.
     """
+    views = [data] if isinstance(data, CaptionData) else list(data)
+    data, together = views[0], len(captioner.members) > 1
     images = data.images(split)
     names = images.images[:limit]
     shown = evenly(len(names), pictures)
@@ -86,18 +94,16 @@ def evaluate(
     tokens = correct = nats = 0.0
     captioner.model.eval()
     with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
-        for batch in data.evaluation_dataloader(split):
-            batch = map_tensors(lambda x: x.to(captioner.device), batch)
-            with (
-                torch.no_grad(),  # inference mode would cast the weights anew at every step
-                torch.autocast(captioner.device.type, captioner.dtype, enabled=captioner.dtype is not None),
-            ):
-                seen = captioner.model.encoder(batch.images)
-                batch = batch._replace(images=seen)
-                loss = likelihood(captioner.model, batch)
-            tokens += float(loss.count)
-            correct += float(loss.logs["token_accuracy"])
-            nats += float(loss.logs["cross_entropy"])
+        for batches in zip(*(view.evaluation_dataloader(split) for view in views), strict=True):
+            batch = map_tensors(lambda x: x.to(captioner.device), batches[0])
+            taken: Any = tuple(each.images for each in batches) if together else batch.images
+            seen = captioner.features(taken)
+            if not together:
+                with captioner.computing():
+                    loss = likelihood(captioner.model, batch._replace(images=seen))
+                tokens += float(loss.count)
+                correct += float(loss.logs["token_accuracy"])
+                nats += float(loss.logs["cross_entropy"])
             first = len(captions)
             prefix = None
             if length == REFERENCE:
@@ -107,7 +113,10 @@ def evaluate(
                 prefix = torch.tensor(
                     [[index[name] for name in (*captioner.control, length_token(words))] for words in asked_for]
                 )
-            found = captioner.captions(captioner.search(seen, attention=True, prefix=prefix), seen=seen)
+            found = captioner.captions(
+                captioner.search(seen, attention=True, prefix=prefix), (diversity or 1) - 1, seen=seen, distinct=False
+            )
+            found = [c._replace(alternatives=[a._replace(attention=None) for a in c.alternatives]) for c in found]
             captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
             if len(captions) >= len(names):
@@ -117,16 +126,25 @@ def evaluate(
     candidates = {name: caption.text for name, caption in zip(names, captions, strict=True)}
     result = scorer.score(candidates)
     scores: dict[str, Any] = dict(result.corpus)
-    scores["next_token_accuracy"] = correct / max(tokens, 1)
-    scores["cross_entropy"] = nats / max(tokens, 1)
+    not_computed = dict(result.not_computed)
+    scores["next_token_accuracy"] = None if together else correct / max(tokens, 1)
+    scores["cross_entropy"] = None if together else nats / max(tokens, 1)
+    if together:
+        not_computed |= dict.fromkeys(("next_token_accuracy", "cross_entropy"), "an ensemble is searched, not taught")
     if wanted:
         near = [abs(len(c.words) - words) <= 1 for c, words in zip(captions, wanted, strict=True)]
         scores["length_within_1"] = sum(near) / len(near)
+    if diversity:
+        scores |= _diversity(captioner, data, captions, names, scorer)
+    sure = _confidence(captions, names, result.per_image)
+    scores |= sure.scores
+    not_computed |= {name: sure.reason for name, value in sure.scores.items() if value is None}
     if nouns is not None:
         table = json.loads(Path(nouns).read_text(encoding="utf-8"))
         scores |= named_shares(candidates, {name: table[name] for name in names})
     scores["images"] = len(names)
-    scores["encoder_weights"] = captioner.model.encoder.backbone.weights_used
+    weights = [member.model.encoder.backbone.weights_used for member in captioner.members]
+    scores["encoder_weights"] = ", ".join(dict.fromkeys(weights))
 
     record = {
         "model_weights": state_digest(captioner.model),
@@ -139,13 +157,17 @@ def evaluate(
         "generation": captioner.config.get("generation"),
         "control": captioner.control,
         "length": length,
-        "not_computed": result.not_computed,
+        "diversity": diversity,
+        "not_computed": not_computed,
         "code": code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **(meta or {}),
     }
     output.mkdir(parents=True, exist_ok=True)
-    (output / "meta.json").unlink(missing_ok=True)
+    for name in ("meta.json", CALIBRATION):
+        (output / name).unlink(missing_ok=True)
+    if sure.calibration is not None:
+        sure.calibration.save(output / CALIBRATION)
     write_atomically(output / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     write_atomically(output / "captions.tsv", "".join(f"{name}\t{text}\n" for name, text in candidates.items()))
     _write_per_image(output / "per_image.csv", candidates, result.per_image)
@@ -166,7 +188,7 @@ def evaluate(
         output / "report.html",
         title=f"Captions of {data.root.name}, {split}",
         scores=scores,
-        not_computed=result.not_computed,
+        not_computed=not_computed,
         meta=record,
         examples=examples,
         preprocess=captioner.preprocess,
@@ -194,6 +216,27 @@ def wanted_lengths(
         wanted = [asked_length(vocabulary, length)] * len(references)
     captioner.generation.max_length = max(captioner.generation.max_length, *wanted)
     return wanted
+
+
+def _diversity(
+    captioner: Captioner, data: CaptionData, captions: Sequence[Caption], names: Sequence[str], scorer: CaptionScorer
+) -> dict[str, float | None]:
+    """How several captions a picture differ, what the best scores, how many are no training caption."""
+    every = {name: [caption, *caption.alternatives] for name, caption in zip(names, captions, strict=True)}
+    scores = differences.diversity({name: [each.text for each in group] for name, group in every.items()}, scorer)
+    words = {name: [" ".join(each.words) for each in group] for name, group in every.items()}
+    scores["vocabulary_share"] = differences.words_used(words, captioner.vocabulary.index)
+    if "train" in data.tables:
+        scores["novel_share"] = differences.novel(words, {" ".join(tokens) for tokens in data.training_tokens()})
+    return scores
+
+
+def _confidence(
+    captions: Sequence[Caption], names: Sequence[str], per_image: Mapping[str, Mapping[str, float]]
+) -> Assessed:
+    means = [mean_log_prob(caption.log_probs) for caption in captions]
+    known = all("CIDEr" in per_image[name] for name in names)
+    return assess(means, [per_image[name]["CIDEr"] for name in names] if known else None)
 
 
 def references_digest(data: CaptionData, split: str, limit: int | None = None) -> str:

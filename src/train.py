@@ -13,10 +13,11 @@ import yaml
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from src.bundle import Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
+from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
 from src.check import NO_VALIDATION, check
 from src.command import command
+from src.confidence import Calibration
 from src.config import (
     CONF,
     autocast_dtype,
@@ -231,6 +232,8 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
                 limit=data.eval_batch_size if trial else None,
             )
             report_scores(config["name"], output)
+            if split == "val" and (output / CALIBRATION).exists():
+                bundle = bundle._replace(calibration=Calibration.load(output / CALIBRATION))
             results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
         if scores:
             save_bundle(run / "bundle", bundle, scores)

@@ -43,6 +43,9 @@ class Search:
         ValueError: limits that no caption can meet.
     """
 
+    captions = 1
+    """K, at most."""
+
     def __init__(
         self, max_length: int = 30, min_length: int = 1, no_repeat_ngram: int = 0, allow_unknown: bool = False
     ) -> None:

@@ -71,7 +71,7 @@ class BeamSearch(Search):
         at_least(1, "generation", beam_size=beam_size)
         if length_penalty < 0:
             raise ValueError(f"generation.length_penalty={length_penalty}: 0 or more, or the early stop is not exact")
-        self.beam_size = beam_size
+        self.beam_size = self.captions = beam_size
         self.length_penalty = length_penalty
         self.groups, self.width = 1, beam_size
 

@@ -15,9 +15,6 @@ class StepwiseSearch(Search):
     """K captions an image, each a word at a time until the end token or `max_length`. Images of which all captions are
     done leave the batch."""
 
-    captions = 1
-    """K."""
-
     def choose(self, log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
         """Log-probabilities (B, K, V), some of them −∞ → a word each (B, K)."""
         raise NotImplementedError

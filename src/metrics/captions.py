@@ -84,9 +84,9 @@ class CaptionScorer:
             else:
                 self._meteor = shared_meteor()
                 self._meteor.start()
-        self._tokenize = TOKENIZERS[self.tokenizer]
-        self.references = self._tokenize(references)
-        self._cider = CiderD(self.references) if "CIDEr" in metrics else None
+        self.tokenize = TOKENIZERS[self.tokenizer]
+        self.references = self.tokenize(references)
+        self.cider = CiderD(self.references) if "CIDEr" in metrics else None
 
     def score(self, candidates: Mapping[str, str]) -> Scores:
         """Scores one raw caption for every image of the references, no more and no fewer (else ValueError).
@@ -98,7 +98,7 @@ class CaptionScorer:
         if extra := [image for image in candidates if image not in self.references]:
             raise ValueError(f"candidate captions for images without references: {_some(extra)}")
         references = self.references
-        tokenized = self._tokenize({image: [candidates[image]] for image in references})
+        tokenized = self.tokenize({image: [candidates[image]] for image in references})
         corpus: dict[str, float | None] = {}
         columns: dict[str, Sequence[float] | np.ndarray] = {}
         not_computed = dict(self.not_computed)
@@ -107,8 +107,8 @@ class CaptionScorer:
                 corpus[f"Bleu_{order}"], columns[f"Bleu_{order}"] = score, column
         if "ROUGE_L" in self.metrics:
             corpus["ROUGE_L"], columns["ROUGE_L"] = rouge_l(references, tokenized)
-        if self._cider is not None:
-            corpus["CIDEr"], columns["CIDEr"] = self._cider.score(tokenized)
+        if self.cider is not None:
+            corpus["CIDEr"], columns["CIDEr"] = self.cider.score(tokenized)
         if self._meteor is not None:  # last: it may still be loading
             try:
                 corpus["METEOR"], columns["METEOR"] = self._meteor.score(references, tokenized)

@@ -1,0 +1,209 @@
+"""`src.caption`'s flags: searches, several captions a picture, confidence, quality."""
+
+import argparse
+
+import pytest
+import torch
+from PIL import Image
+
+from src import caption
+from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
+from src.captioner import Captioner
+from src.confidence import Calibration, mean_log_prob
+from src.data.quality import quality
+from src.generation import BeamSearch, DiverseBeamSearch, GreedySearch, Hypotheses, SampleSearch
+from src.model import build
+from src.search_flags import add_search_flags, chosen_search
+from tests.conftest import tiny_config
+
+CALIBRATION = Calibration(4.0, 3.0, 0.5, 100)
+
+
+@pytest.fixture
+def model(tmp_path, vocabulary):
+    torch.manual_seed(2)
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    made = build(config, vocabulary).eval()
+    made.decoder.classifier.weight.data *= 30
+    made.encoder.project.weight.data *= 100
+    save_bundle(tmp_path / "bundle", Bundle(made, vocabulary, config, CALIBRATION))
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def call(model, shapes, capsys):
+    files = [str(shapes / "images" / f"{number:02d}.png") for number in range(5)]
+
+    def run(*flags: str, status: int = 0) -> tuple[list[list[str]], str]:
+        assert caption.main(["--model", str(model), "--device", "cpu", *files, *flags]) == status
+        said = capsys.readouterr()
+        return [line.split("\t") for line in said.out.splitlines()], said.err
+
+    return run
+
+
+def loaded(model, generation=None):
+    return Captioner.load(model, generation, "cpu")
+
+
+def test_n_best(call, model, shapes, tmp_path):
+    plain, _ = call()
+    rows, _ = call("--n-best", "3")
+    expected = list(loaded(model)([row[0] for row in plain], alternatives=2))
+    for path, best in zip([row[0] for row in plain], expected, strict=True):
+        mine = [row[1:] for row in rows if row[0] == path]
+        assert mine == [[each.text, f"{each.score:.4f}"] for each in (best, *best.alternatives)]
+        scores = [float(score) for _, score in mine]
+        assert scores == sorted(scores, reverse=True) and len({text for text, _ in mine}) == len(mine)
+    assert len(rows) > 5 and [row[:2] for row in call("--n-best", "1")[0]] == plain and len(plain[0]) == 2
+    call("--n-best", "2", "-o", str(tmp_path / "n.tsv"))
+    assert (tmp_path / "n.tsv").read_text().splitlines() == ["\t".join(r) for r in call("--n-best", "2")[0]]
+
+
+def test_rows_that_are_no_captions_or_read_the_same_are_left_out(model, vocabulary):
+    """As samples do, and beams in groups."""
+    words = {word: i for i, word in enumerate(vocabulary.words)}
+    tokens = torch.tensor([[[words["a"], words["red"], 2]] * 2 + [[words["a"], words["blue"], 2], [0, 0, 0]]])
+    found = Hypotheses(
+        tokens,
+        torch.full(tokens.shape, -0.5),
+        torch.tensor([[-0.1, -0.2, -0.3, -torch.inf]]),
+        torch.tensor([[2, 2, 2, 0]]),
+        torch.tensor([[True, True, True, False]]),
+        None,
+    )
+    captioner = loaded(model)
+    (best,) = captioner.captions(found, alternatives=3)
+    assert [(c.text, c.score) for c in (best, *best.alternatives)] == [
+        ("a red", pytest.approx(-0.1)),
+        ("a blue", pytest.approx(-0.3)),
+    ]
+    (best,) = captioner.captions(found, alternatives=3, distinct=False)
+    assert [c.text for c in best.alternatives] == ["a red", "a blue"]
+    (best,) = captioner.captions(found, alternatives=1)
+    assert [c.text for c in best.alternatives] == ["a blue"], "a repeated caption takes no other's place"
+
+
+def test_confidence(call, model, capsys):
+    rows, _ = call("--confidence")
+    expected = list(loaded(model)([row[0] for row in rows]))
+    for (_, text, confidence), found in zip(rows, expected, strict=True):
+        assert text == found.text and confidence == f"{found.confidence:.3f}"
+        assert found.confidence == pytest.approx(CALIBRATION(mean_log_prob(found.log_probs)))
+    confidences = sorted(found.confidence for found in expected)
+    assert confidences[0] < confidences[-1]
+    least = (confidences[1] + confidences[2]) / 2
+    kept, said = call("--min-confidence", f"{least}")
+    assert [bool(row[1]) for row in kept] == [found.confidence >= least for found in expected]
+    assert said.count("caption left out, its confidence") == sum(found.confidence < least for found in expected)
+    several, _ = call("--n-best", "3", "--confidence", "--min-confidence", f"{least}")
+    assert all(len(row) == 4 and (row[1:] == ["", "", ""] or float(row[3]) >= round(least, 3)) for row in several)
+    assert {row[0] for row in several} == {row[0] for row in rows}, "every picture has a line"
+    (model / "calibration.json").unlink()
+    assert "not calibrated" in call("--confidence", status=2)[1]
+    assert next(loaded(model)([rows[0][0]])).confidence is None
+    (model / "calibration.json").write_text("{}")
+    assert "calibration.json: no calibration" in call(status=2)[1]
+
+
+def test_a_bundle_keeps_its_calibration(model, tmp_path):
+    assert load_bundle(model).calibration == CALIBRATION
+    save_bundle(tmp_path / "again", load_bundle(model))
+    assert load_bundle(tmp_path / "again").calibration == CALIBRATION
+
+
+def test_quality(call, tmp_path, model, shapes, capsys):
+    rows, _ = call("--quality")
+    for path, text, seen in rows:
+        assert text and seen == f"{quality(Image.open(path)).score:.3f}"
+    Image.new("RGB", (300, 300), "grey").save(tmp_path / "00_poor.png")
+    files = [str(tmp_path / "00_poor.png"), rows[0][0]]
+    assert caption.main(["--model", str(model), *files, "--min-quality", "0.05", "--confidence", "--quality"]) == 0
+    out, said = capsys.readouterr()
+    poor, fine = (line.split("\t") for line in out.splitlines())
+    assert poor == [files[0], "", "", "0.000"] and fine[:2] == rows[0][:2] and len(fine) == 4
+    assert said.count("not captioned, its quality 0.000 is below 0.05") == 1
+    assert len(call("--min-quality", "1")[0]) == 5, "nothing is left to caption"
+
+
+def options(*flags):
+    parser = argparse.ArgumentParser()
+    add_search_flags(parser)
+    return parser.parse_args(flags)
+
+
+OWN = {"_target_": "src.generation.BeamSearch", "beam_size": 3, "length_penalty": 0.3, "max_length": 8}
+OWN |= {"allow_unknown": True}
+DRAWN = {"_target_": "src.generation.SampleSearch", "captions": 4, "max_length": 8}
+
+
+@pytest.mark.parametrize(
+    ("own", "flags", "kind", "expected"),
+    [
+        (OWN, ["--beam", "5"], "BeamSearch", {"beam_size": 5, "length_penalty": 0.3, "max_length": 8}),
+        (DRAWN, ["--beam", "5"], "BeamSearch", {"beam_size": 5, "length_penalty": 0.7, "max_length": 8}),
+        (OWN, ["--search", "greedy"], "GreedySearch", {"max_length": 8, "allow_unknown": True, "min_length": 1}),
+        (OWN, ["--search", "sample", "--set", "temperature=0.5"], "SampleSearch", {"temperature": 0.5, "captions": 5}),
+        (OWN, ["--set", "length_penalty=1", "--set", "max_length=4"], "BeamSearch", {"beam_size": 3, "max_length": 4}),
+        (OWN, ["--search", "diverse_beam"], "DiverseBeamSearch", {"beam_size": 6, "groups": 3}),
+        (OWN, ["--search", "diverse_beam", "--beam", "9"], "DiverseBeamSearch", {"beam_size": 9}),
+        (OWN, ["--include", "red", "--include", "a|on"], "ConstrainedBeamSearch", {"include": ["red", "a|on"]}),
+        (DRAWN, ["--exclude", "grey", "--beam", "2"], "ConstrainedBeamSearch", {"exclude": ["grey"], "beam_size": 2}),
+    ],
+)
+def test_search_flags(own, flags, kind, expected):
+    found = chosen_search(options(*flags), own)
+    assert found["_target_"] == f"src.generation.{kind}"
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_without_flags_the_search_stays():
+    assert chosen_search(options(), OWN) is None
+
+
+def test_searches_caption(call, model):
+    for flags, search in (
+        (["--search", "greedy"], GreedySearch(max_length=8)),
+        (["--search", "sample", "--set", "captions=2"], SampleSearch(2, max_length=8)),
+        (["--search", "diverse_beam"], DiverseBeamSearch(length_penalty=0.7, max_length=8)),
+        (["--beam", "4"], BeamSearch(4, max_length=8)),
+    ):
+        rows, _ = call(*flags)
+        assert [row[1] for row in rows] == [found.text for found in loaded(model, search)([row[0] for row in rows])]
+    with_blue, _ = call("--include", "blue|circle", "--exclude", "grey")
+    assert all(("blue" in row[1] or "circle" in row[1]) and "grey" not in row[1] for row in with_blue)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--search", "bean"], "generation is one of beam, constrained, diverse_beam, greedy, sample (did you mean"),
+        (["--search", "greedy", "--beam", "3"], "generation.beam_size is no field"),
+        (["--set", "temperatur=1", "--search", "sample"], "(did you mean generation.temperature?)"),
+        (["--set", "beam_size=many"], "generation.beam_size=many: a whole number (int) is wanted"),
+        (["--set", "beam_size"], "--set beam_size: FIELD=VALUE is wanted"),
+        (["--set", "beam_size=["], "--set beam_size=[: FIELD=VALUE is wanted"),
+        (["--set", "_target_=os.system"], "not allowed here"),
+        (["--search", "greedy", "--include", "red"], "--include and --exclude are of --search constrained"),
+        (["--include", "zebra"], "the captioner has no word 'zebra'"),
+        (["--beam", "0"], "generation.beam_size=0: at least 1"),
+        (["--n-best", "4"], "--n-best 4: the search gives 1 to 3 captions a picture; add --beam 4"),
+        (["--n-best", "0"], "--n-best 0: the search gives 1 to 3"),
+        (["--n-best", "2", "--search", "greedy"], "1 to 1 captions"),
+        (["--min-confidence", "2"], "--min-confidence 2: a number from 0 to 1"),
+        (["--min-quality", "nan"], "--min-quality nan: a number from 0 to 1"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(call, flags, sentence):
+    rows, said = call(*flags, status=2)
+    assert not rows and said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_quality_is_not_of_regions(model, shapes, vocabulary, tmp_path, capsys):
+    config = bundle_config(tiny_config(), {})
+    config["encoder"] = {"_target_": "src.encoders.RegionEncoder", "path": "x", "dimension": 2048, "max_regions": 9}
+    save_bundle(tmp_path / "regions", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    line = ["--model", str(tmp_path / "regions"), "--regions", str(shapes / "regions"), "images/00.png"]
+    assert caption.main([*line, "--quality"]) == 2
+    assert "leave one of the two out" in capsys.readouterr().err
+    assert caption.main([*line, "--n-best", "2"]) == 0
