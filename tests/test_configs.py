@@ -190,7 +190,7 @@ def test_a_run_without_hydra_has_a_name():
         ["control=length", "control.dropout=0.5"],
         ["control=tags", "control.validate=zh", "data.train=tagged.tsv", "data.val=tagged.tsv", "tokenizer=mixed"],
         ["control=length_tags", "data.train=tagged.tsv", "decoder=transformer", "transform=augmented"],
-        ["control=length", "objective=variational", "generation=sample"],
+        ["control=length", "latent=gaussian", "generation=sample"],
         ["tokenizer=rjieba"],
         ["encoder=efficientnet_lite0_multiscale", "encoder.merge=pyramid", "encoder.sides=[4,null,2]"],
     ],

@@ -121,3 +121,19 @@ def test_the_projectors_files(bundle, tmp_path):
     vectors = np.loadtxt(tmp_path / "projector" / "vectors.tsv", delimiter="\t")
     assert rows == ["word\tcount", "dog\t9", "puppy\t8", "cat\t7", "car\t6", "狗\t5"]
     assert vectors.shape == (5, 12) and vectors[3, :2] == pytest.approx([0, 4], abs=1e-5)
+
+
+def test_control_tokens_are_no_words(tmp_path, capsys):
+    vocabulary = Vocabulary.build([["dog", "cat"]], 1, controls={"<zh>": 99})
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    save_bundle(tmp_path / "b", Bundle(build(config, vocabulary), vocabulary, config))
+    call = ["--model", str(tmp_path / "b"), "dog", "--output", str(tmp_path / "m.svg"), "--tsv", str(tmp_path / "t")]
+    assert words.main(call) == 0
+    said = capsys.readouterr().out
+    assert "cat" in said and "zh" not in said and "zh" not in (tmp_path / "m.svg").read_text(encoding="utf-8")
+    assert (tmp_path / "t" / "metadata.tsv").read_text(encoding="utf-8").splitlines() == [
+        "word\tcount",
+        "cat\t1",
+        "dog\t1",
+    ]
+    assert words.main(["--model", str(tmp_path / "b"), "<zh>"]) == 2

@@ -21,7 +21,7 @@ from src.data.transforms import Augmentation, Preprocess
 from src.data.tsv import Captions
 from src.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from src.model import build
-from src.objectives import CrossEntropy
+from src.objectives import CrossEntropy, Variational
 from tests.conftest import random_features, tiny_config
 
 ROWS = """images/00.png\ta red square\ten
@@ -149,6 +149,15 @@ def test_the_loss_does_not_predict_controls(shapes, tmp_path):
         for t in range(int(batch.prefix[b, q]), int(batch.mask[b, q].sum())):
             by_hand -= float(log_probs[b, q, t - 1, batch.tokens[b, q, t]])
     assert float(loss.total.detach()) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_latent_variables_loss_does_not_either(shapes, tmp_path):
+    data = data_of(shapes, tmp_path, Control(length=True, tags=True, dropout=0.0))
+    latent = {"_target_": "src.decoders.GaussianLatent", "size": 4, "hidden": 8}
+    model, objective = build({**tiny_config(), "latent": latent}, data.vocabulary), Variational(hidden=8)
+    objective.begin(model)
+    batch = data.images("train")[[Item(0, [0, 1, 2]), Item(1, [0])]]._replace(images=random_features(2))
+    assert int(objective(model, batch).count) == (3 + 5 + 1) + 3 + (1 + 1)
 
 
 def test_control_tokens_written_out_in_captions_are_words_of_the_tokenizer():

@@ -283,3 +283,20 @@ def test_a_start_with_a_smaller_vocabulary(part, vocabulary, tmp_path):
     if isinstance(new, FrequencyEmbedding):
         assert torch.equal(new.frequency[-2:], own["frequency"][-2:]), "their own counts'"
         assert new.frequency[-2] > new.frequency[-1], "purple was said twice"
+
+
+def test_control_tokens_are_no_words_of_a_file_nor_of_the_frequencies(tmp_path, caplog):
+    """They start at random, are not missing from a file, and weigh 1 whatever their counts."""
+    (tmp_path / "v.txt").write_text("a 3 0\ndog 0 4\n<zh> 9 9\n", encoding="utf-8")
+    words = [["a", "a", "dog"]]
+    plain = Vocabulary.build(words, 1)
+    controlled = Vocabulary.build(words, 1, controls={"<zh>": 7, "<length=3>": 1})
+    with caplog.at_level("INFO"):
+        made = PretrainedEmbedding(controlled, weights=str(tmp_path / "v.txt"), vectors=2)
+    assert "2 of 2 words (100.0 %), 100.0 % of their training tokens" in caplog.text and "missing" not in caplog.text
+    row = controlled.control_index["<zh>"]
+    assert made.weight.shape == (8, 2) and made.weight[row].tolist() != [9, 9] and made.weight[4].tolist() == [3, 0]
+    for weighting in ("count", "log", "inverse"):
+        weights = FrequencyEmbedding(controlled, 3, weighting).frequency
+        assert weights[row:].tolist() == [1, 1]
+        assert torch.equal(weights[:row], FrequencyEmbedding(plain, 3, weighting).frequency)
