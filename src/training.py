@@ -73,6 +73,8 @@ class CaptioningModule(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         self.total_steps = self.trainer.estimated_stepping_batches
+        if self.total_steps == float("inf") and self.objective.scheduled:
+            raise ValueError("the objective's schedule needs the run's length: set trainer.max_epochs or max_steps")
 
     # ------------------------------------------------------------------ training
 

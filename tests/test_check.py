@@ -53,6 +53,15 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
             "objective=variational ~latent",
             "objective=variational trains a latent variable, and there is none: add latent",
         ),
+        (
+            "objective=variational attention=hard",
+            "objective=variational does not teach drawn looks: choose another att",
+        ),
+        ("objective=adversarial objective.from_random=true attention=hard", "choose another attention than hard"),
+        (
+            "objective=self_critical objective.from_random=true latent=gaussian",
+            "not from a drawn latent: set latent=null",
+        ),
         ("decoder=lstmm", "decoder=lstmm: no such choice; decoder is one of gru, gru_attn, lstm, lstm_attn"),
         ("experiments=flickr8k/frist", "no such choice; experiments is one of demo, flickr8k/first"),
         ("decoder.hiden=3", "decoder.hiden is no field of decoder=lstm_attn; it has hidden, "),

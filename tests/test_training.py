@@ -282,3 +282,17 @@ def test_two_processes_equal_one(shapes, tmp_path, options):
     for name, value in results[0]["weights"].items():
         torch.testing.assert_close(value, results[1]["weights"][name], atol=1e-5, rtol=1e-4)
     assert results[0]["scores"] == pytest.approx(results[1]["scores"], rel=1e-4, abs=1e-6)
+
+
+def test_a_schedule_without_an_end_is_refused(tiny_model, vocabulary):
+    """KL annealing and scheduled sampling follow the share of the run that is done, which a run without end lacks."""
+    from types import SimpleNamespace
+
+    module = CaptioningModule(
+        tiny_model, vocabulary, EnglishTokenizer(), CrossEntropy(scheduled_sampling=0.1), BeamSearch(), {}
+    )
+    module._trainer = SimpleNamespace(estimated_stepping_batches=float("inf"))
+    with pytest.raises(ValueError, match=r"set trainer.max_epochs or max_steps"):
+        module.on_fit_start()
+    module.objective = CrossEntropy()
+    module.on_fit_start()

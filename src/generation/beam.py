@@ -308,12 +308,7 @@ class ConstrainedBeamSearch(BeamSearch):
         least = sum(min(map(len, each)) for each in wanted)
         if least > self.max_length:
             raise ValueError(f"generation.include: {least} words at least, and generation.max_length={self.max_length}")
-        self.table, self.first_accepting = automaton(wanted, banned, len(vocabulary))
-        if len(self.table) > self.MOST_STATES:
-            raise ValueError(
-                f"generation.include: {len(self.table)} states of {self.beam_size} beams each; at most "
-                f"{self.MOST_STATES}: ask for fewer or shorter phrases"
-            )
+        self.table, self.first_accepting = automaton(wanted, banned, len(vocabulary), self.MOST_STATES)
 
     def continued(self, alive: Tensor, log_probs: Tensor) -> list[Continued]:
         if self.table is None:
@@ -334,11 +329,15 @@ class ConstrainedBeamSearch(BeamSearch):
 
 
 def automaton(
-    wanted: Sequence[Sequence[tuple[int, ...]]], banned: Sequence[tuple[int, ...]], words: int
+    wanted: Sequence[Sequence[tuple[int, ...]]], banned: Sequence[tuple[int, ...]], words: int, most: int = 64
 ) -> tuple[Tensor, int]:
     """A finite automaton over `words` ids that accepts captions in which of each entry of `wanted` a phrase occurs, and
     none of `banned`: the state (S, words) that each word leads to from each, −1 where a phrase of `banned` would be
-    complete, and which state is the first of those that accept. It begins in state 0."""
+    complete, and which state is the first of those that accept. It begins in state 0.
+
+    Raises:
+        ValueError: it would have more than `most` states.
+    """
     # A state: for each entry None where it is done, else what of its phrases was just seen; and likewise of the banned.
     State = tuple[tuple[tuple[int, ...] | None, ...], tuple[int, ...]]
 
@@ -367,6 +366,11 @@ def automaton(
     for state in states:
         ways[state] = {word: follow(state, word) for word in [other, *named]}
         states += {reached: None for reached in ways[state].values() if reached is not None and reached not in states}
+        if len(states) > most:
+            raise ValueError(
+                f"generation.include and generation.exclude: more than {most} ways of having said part of it, each of "
+                "which has beams of its own: ask for fewer or shorter phrases"
+            )
     states.sort(key=accepts)  # stable: the first stays the first, or all accept
     number: dict[State | None, int] = {state: i for i, state in enumerate(states)} | {None: -1}
     table = torch.tensor([[number[ways[state][other]]] for state in states]).repeat(1, words)

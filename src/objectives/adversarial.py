@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -13,7 +12,7 @@ from src.decoders.base import Decoder, first_tensor, map_tensors
 from src.generation import SampleSearch
 from src.objectives.base import Loss, Objective
 from src.objectives.cross_entropy import CrossEntropy
-from src.objectives.self_critical import policy_gradient, undropped
+from src.objectives.self_critical import learns_what_it_draws, policy_gradient, undropped
 from src.ranges import at_least
 
 if TYPE_CHECKING:
@@ -119,6 +118,9 @@ class Adversarial(Objective):
         self.sampling = SampleSearch(samples, max_length=max_length, min_length=0, allow_unknown=True)
         self.discriminator: Discriminator | None = None
 
+    def check(self, model: "CaptioningModel") -> None:
+        learns_what_it_draws(model.decoder, "adversarial")
+
     def begin(self, model: "CaptioningModel", data: "CaptionData | None" = None) -> None:
         words = model.decoder.embedding.weight.size(0)
         self.discriminator = Discriminator(words, model.encoder.width, self.hidden)
@@ -133,11 +135,12 @@ class Adversarial(Objective):
         memory, pooled = decoder.prepare(features), features.pooled.detach()
 
         # What the captioner learns: the discriminator's weights are constants in it.
-        fixed = {name: weight.detach() for name, weight in judge.named_parameters()}
         with undropped(decoder):
             if self.estimator == "gumbel":
                 words, lengths = relaxed_captions(decoder, memory, self.max_length, self.temperature)
-                taken: Tensor = functional_call(judge, fixed, (words, lengths, pooled))
+                judge.requires_grad_(False)  # a constant, here
+                taken = judge(words, lengths, pooled)
+                judge.requires_grad_(True)
                 learned = (F.softplus(-taken) * lengths).sum()  # − log P(a person's)
                 false = words.detach().argmax(-1)
             else:
@@ -146,16 +149,26 @@ class Adversarial(Objective):
                     drawn = self.sampling(decoder, map_tensors(Tensor.detach, memory)).tokens
                     false, lengths = drawn.flatten(0, 1), (drawn != PAD).sum(-1).flatten()
                     pictures = pooled.repeat_interleave(self.samples, 0)
-                    reward = judge(false, lengths, pictures).sigmoid().view(-1, self.samples)
+                    reward = judge(false, lengths, pictures).float().sigmoid().view(-1, self.samples)
                     others = (reward.sum(1, keepdim=True) - reward) / (self.samples - 1)
+                torch.clear_autocast_cache()  # casts made without gradients: torch before 2.10 would use them again
                 learned, _ = policy_gradient(decoder, memory, drawn, reward - others)
 
-        # What the discriminator learns, from one caption an image of each kind.
-        true, sizes = batch.tokens[:, 0, 1:], batch.mask[:, 0, 1:].sum(-1)
-        false, lengths = (x[:: len(false) // len(true)] for x in (false, lengths))
-        other = pooled.roll(1, 0)
-        right, wrong, made = judge(true, sizes, pooled), judge(true, sizes, other), judge(false, lengths, pooled)
-        told = (F.softplus(-right) * sizes + 0.5 * F.softplus(wrong) * sizes).sum()
+        # What the discriminator learns, from one caption an image of each kind. Which one is drawn: an image's captions
+        # come by length, and what was drawn of it by likelihood.
+        there = batch.mask.any(-1)
+        mine = torch.multinomial(there.float(), 1).view(-1, 1, 1).expand(-1, 1, batch.tokens.size(-1))
+        true, sizes = batch.tokens.gather(1, mine)[:, 0, 1:], batch.mask.gather(1, mine)[:, 0, 1:].sum(-1)
+        each = len(false) // len(true)
+        one = torch.arange(len(true), device=true.device) * each + torch.randint(each, (len(true),), device=true.device)
+        false, lengths = false[one], lengths[one]
+        apart = batch.index != batch.index.roll(1)  # of other images
+        right, wrong, made = (
+            judge(true, sizes, pooled),
+            judge(true, sizes, pooled.roll(1, 0)),
+            judge(false, lengths, pooled),
+        )
+        told = ((F.softplus(-right) + 0.5 * apart * F.softplus(wrong)) * sizes).sum()
         told = told + (0.5 * F.softplus(made) * lengths).sum()
         count = plain.count
         logs = {

@@ -30,6 +30,8 @@ class Objective(nn.Module):
     """Whether it goes on from a captioner that speaks already, and makes little of random weights."""
     draws: bool = False
     """Whether it learns from captions that the model draws, which are asked for nothing: no control tokens then."""
+    scheduled: bool = False
+    """Whether it reads `progress`."""
     progress: float = 0.0
     """Share of the run's optimizer steps that are done, in [0, 1]: set before every batch, for schedules."""
 

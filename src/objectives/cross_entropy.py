@@ -143,7 +143,7 @@ class CrossEntropy(Objective):
         )
         self.label_smoothing = label_smoothing
         self.attention_penalty = attention_penalty
-        self.scheduled_sampling = scheduled_sampling
+        self.scheduled_sampling, self.scheduled = scheduled_sampling, scheduled_sampling > 0
         self.look_weight, self.look_entropy, self.look_baseline = look_weight, look_entropy, look_baseline
         self.register_buffer("baseline", torch.zeros(2))
 
@@ -175,18 +175,23 @@ class CrossEntropy(Objective):
             total = total + self.attention_penalty * penalty
             logs["attention_penalty"] = penalty.detach()
         if output.attention is not None and output.aux and "log_prob" in output.aux:
-            total = total + self._looks(output.aux["log_prob"], output.attention, spread(nats, real), real, logs)
+            looked = batch.mask[..., 1:]  # while given words were read, too
+            log_prob, nats = output.aux["log_prob"], spread(nats, real)
+            total = total + self._looks(log_prob, output.attention, nats, looked, real, logs)
         return Loss(total, count, logs)
 
-    def _looks(self, log_prob: Tensor, weights: Tensor, nats: Tensor, real: Tensor, logs: dict[str, Tensor]) -> Tensor:
-        """What looks of log-probability (B, Q, T), drawn from weights (B, Q, T, R), learn from words of `nats`."""
-        total, count = over_ranks(-nats.sum(), real.sum())
+    def _looks(
+        self, log_prob: Tensor, weights: Tensor, nats: Tensor, looked: Tensor, said: Tensor, logs: dict[str, Tensor]
+    ) -> Tensor:
+        """What looks of log-probability (B, Q, T), drawn from weights (B, Q, T, R) where `looked`, learn from words of
+        `nats`, where they were `said`."""
+        total, count = over_ranks(-nats.sum(), said.sum())
         mean = total / count.clamp(min=1)
         baseline = torch.where(self.baseline[1] > 0, self.baseline[0] / self.baseline[1], mean)
-        reward = (-nats - baseline * real).flip(-1).cumsum(-1).flip(-1)  # of the words that this look can have changed
-        learned = -(log_prob * reward * real).sum()
+        reward = (-nats - baseline * said).flip(-1).cumsum(-1).flip(-1)  # of the words that this look can have changed
+        learned = -(log_prob * reward * looked).sum()
         entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
-        entropy = (entropy * real).sum()
+        entropy = (entropy * looked).sum()
         logs |= {"look_entropy": entropy.detach()}
         self.baseline.lerp_(torch.stack([mean, torch.ones_like(mean)]), 1 - self.look_baseline)
         return self.look_weight * learned - self.look_entropy * entropy

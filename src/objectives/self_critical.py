@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from src.attention import HardAttention
 from src.data.vocabulary import BOS, EOS, PAD, Vocabulary
 from src.decoders.base import Decoder, map_tensors
+from src.decoders.latent import GaussianLatent
 from src.generation import GreedySearch, SampleSearch
 from src.generation.base import Hypotheses
 from src.metrics.bleu import bleu
@@ -41,6 +43,20 @@ def undropped(decoder: Decoder) -> Iterator[None]:
         for module, share in zip(recurrent, kept, strict=True):
             module.dropout = share
         decoder.train(training)
+
+
+def learns_what_it_draws(decoder: Decoder, objective: str) -> None:
+    """Refuse decoders whose captions depend on more that is drawn than their words: `policy_gradient` reads words only.
+
+    Raises:
+        ValueError: a latent variable, or looks that are drawn.
+    """
+    if isinstance(decoder, GaussianLatent):
+        raise ValueError(f"objective={objective} learns from drawn words, not from a drawn latent: set latent=null")
+    if any(isinstance(module, HardAttention) for module in decoder.modules()):
+        raise ValueError(
+            f"objective={objective} learns from drawn words, not from drawn looks: choose another attention than hard"
+        )
 
 
 def policy_gradient(decoder: Decoder, memory: Any, tokens: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +130,9 @@ class SelfCritical(Objective):
         self.likelihood = CrossEntropy(label_smoothing=0.0)
         self.vocabulary: Vocabulary | None = None
 
+    def check(self, model: "CaptioningModel") -> None:
+        learns_what_it_draws(model.decoder, "self_critical")
+
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         self.vocabulary, self.tokenizer = data.vocabulary, data.tokenizer
         groups = [self._words(texts) for texts in data.images("train").captions]
@@ -153,6 +172,7 @@ class SelfCritical(Objective):
                 drawn = self.sampling(decoder, seen)
                 rewards = self.reward(drawn.tokens, batch.references)
                 baseline = self._baseline(rewards, decoder, seen, batch.references)
+            torch.clear_autocast_cache()  # casts made without gradients: torch before 2.10 would use them again
             total, count = policy_gradient(decoder, memory, drawn.tokens, rewards - baseline)
         return Loss(total, count, self._logs(drawn, rewards, baseline))
 

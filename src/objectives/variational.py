@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from src.attention import HardAttention
 from src.data.vocabulary import UNK
 from src.decoders.latent import Gaussian, GaussianLatent, GaussianNetwork
 from src.objectives.base import Loss, Objective
@@ -49,7 +50,8 @@ class Variational(Objective):
 
     Against a latent that says nothing: the KL's weight rises, words that are read are dropped (both Bowman et al.,
     2016, https://arxiv.org/abs/1511.06349), and dimensions may cost nothing up to some nats (free bits: Kingma et al.,
-    2016, https://arxiv.org/abs/1606.04934). In eval mode the latent is the posterior's mean and the KL counts in full.
+    2016, https://arxiv.org/abs/1606.04934; here of each caption, not of a batch's mean). In eval mode the latent is the
+    posterior's mean and the KL counts in full.
 
     Args:
         kl_weight: β of the KL at the end.
@@ -77,11 +79,14 @@ class Variational(Objective):
             raise ValueError(f"objective.annealing={annealing}: a share of the run in [0, 1]")
         self.kl_weight, self.annealing, self.free_bits = kl_weight, annealing, free_bits
         self.word_dropout, self.label_smoothing, self.hidden = word_dropout, label_smoothing, hidden
+        self.scheduled = annealing > 0
         self.posterior: Posterior | None = None
 
     def check(self, model: "CaptioningModel") -> None:
         if not isinstance(model.decoder, GaussianLatent):
             raise ValueError("objective=variational trains a latent variable, and there is none: add latent=gaussian")
+        if any(isinstance(module, HardAttention) for module in model.decoder.modules()):
+            raise ValueError("objective=variational does not teach drawn looks: choose another attention than hard")
 
     def begin(self, model: "CaptioningModel", data: "CaptionData | None" = None) -> None:
         self.check(model)

@@ -204,3 +204,17 @@ def test_drawn_looks_learn_in_training_only(vocabulary):
     before = objective.baseline.clone()
     assert "look_entropy" not in objective.eval()(model.eval(), batch_of(ROWS)).logs
     assert torch.equal(objective.baseline, before)
+
+
+def test_a_look_is_rewarded_by_the_words_from_its_own_on(vocabulary):
+    """Two words read: the rewards of the two looks, less the baseline, by hand; the first is before a given word."""
+    objective = CrossEntropy(0.0, look_entropy=0.0)
+    log_prob = torch.tensor([[[-1.0, -2.0, -3.0]]], requires_grad=True)
+    nats, weights = torch.tensor([[[0.0, 0.5, 2.0]]]), torch.full((1, 1, 3, 4), 0.25)
+    looked, said = torch.tensor([[[True, True, True]]]), torch.tensor([[[False, True, True]]])
+    loss = objective._looks(log_prob, weights, nats, looked, said, {})
+    mean = -2.5 / 2  # the first batch's own
+    rewards = [-2.5 - 2 * mean, -2.5 - 2 * mean, -2.0 - mean]
+    loss.backward()
+    assert log_prob.grad[0, 0].tolist() == pytest.approx([-reward for reward in rewards])
+    assert float(objective.baseline[0] / objective.baseline[1]) == pytest.approx(mean)
