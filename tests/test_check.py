@@ -248,10 +248,10 @@ def test_configurations_that_cannot_work(line, sentence, refused):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("", "model is not set: a bundle/ directory, a run's folder, or a .ckpt; give model=VALUE"),
+        ("", "model is not set: a bundle/ directory, a run's folder, or a .ckpt; a list of them captions together, as"),
         ("model=nope", "model=nope: no such file or directory"),
         ("model=DATA encoder=cnn", "encoder: no such group or field; there are data, generation, "),
-        ("model=DATA generation=beem", "generation=beem: no such choice; generation is one of beam, constrained"),
+        ("model=DATA generation=beem", "generation=beem: no such choice; generation is one of beam, constrained, "),
         ("model=DATA generation=beam generation.beam_size=0", "generation.beam_size=0: at least 1"),
         ("model=DATA split=vall", "split=vall: one of train, val, test is wanted (did you mean val?)"),
         ("model=DATA metrics=[SPICE]", "each item one of Bleu_1, "),
