@@ -63,7 +63,7 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
             "not from a drawn latent: set latent=null",
         ),
         ("decoder=lstmm", "decoder=lstmm: no such choice; decoder is one of gru, gru_attn, lstm, lstm_attn"),
-        ("experiments=flickr8k/frist", "no such choice; experiments is one of demo, flickr8k/first"),
+        ("experiments=flickr8k/frist", "no such choice; experiments is one of demo, family/adaptive"),
         ("decoder.hiden=3", "decoder.hiden is no field of decoder=lstm_attn; it has hidden, "),
         ("decoder.hiden=3", "(did you mean decoder.hidden?)"),
         ("encoder.backbone.kernel=3", "encoder.backbone.kernel is no field of encoder.backbone with encoder="),
