@@ -1,8 +1,8 @@
 """All that the project says of its speed, measured: `python -m benchmarks`, or `make bench`.
 
-The attention decoder beside a textbook's and Hugging Face `generate`, its parts, the feature cache, and a whole
-evaluation. Prints one table, and writes JSON with the machine's description. Wants a quiet machine, and a quarter of an
-hour.
+The attention decoder beside a textbook's and Hugging Face `generate`, its parts, the share of rewards in a
+self-critical step, the feature cache, and a whole evaluation. Prints one table, and writes JSON with the machine's
+description. Wants a quiet machine, and a quarter of an hour.
 `benchmarks/sweep.py` stays apart.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decoder, evaluation, features, parts
+from benchmarks import decoder, evaluation, features, parts, rewards
 from benchmarks.measuring import Row, machine, table, use_cores, warn_unless_quiet
 from src.files import write_atomically
 
-PARTS = ("decoder", "parts", "features", "evaluation")
+PARTS = ("decoder", "parts", "rewards", "features", "evaluation")
 
 
 def feature_cache(repeats: int, cores: int) -> tuple[list[dict[str, Any]], list[Row]]:
@@ -59,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "parts" in options.only:
         measured = {name: parts.measure(name, options.repeats) for name in decoder.SETTINGS}
         keep("parts", measured, [row for name, each in measured.items() for row in parts.rows(name, each)])
+    if "rewards" in options.only:
+        measured = rewards.every_mix(decoder.SETTINGS["49x1280"], options.repeats)
+        keep("rewards", measured, rewards.rows(measured))
     if "features" in options.only:
         keep("features", *feature_cache(options.repeats, options.cores))
     if "evaluation" in options.only:

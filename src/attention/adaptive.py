@@ -9,7 +9,8 @@ from src.attention.soft import AdditiveAttention, Attended, AttentionMemory, mas
 class AdaptiveAttention(AdditiveAttention):
     """Additive attention over the regions and a visual sentinel, which is what the decoder knows already: Lu et al.,
     2017, Knowing When to Look (https://arxiv.org/abs/1612.01887). The sentinel is its gated memory cell; the share β of
-    the look that it takes is `Attended.sentinel`, and `Attended.weights` are those among the regions.
+    the look that it takes is `Attended.sentinel`, and `Attended.weights` are those among the regions. The paper looks
+    behind its LSTM; a decoder that looks before it (`lstm_attn`) has the sentinel of the word before.
 
     Args:
         query_width, memory_width, width: see `Attention`.

@@ -35,16 +35,15 @@ class Attended(NamedTuple):
 
 
 class Attention(nn.Module):
-    """The frame of soft attention; subclasses say how keys are made and compared with queries.
+    """The frame of soft attention; subclasses say how keys are made and compared with queries. All are made with
 
-    Args:
-        query_width: H of the decoder.
-        memory_width: D of the regions, and of the context.
-        width: A, the width in which query and region are compared.
-        input_width: E of the decoder's words, for kinds that look at them.
+    - query_width: H of the decoder,
+    - memory_width: D of the regions, and of the context,
+    - width: A, in which query and region are compared,
+    - input_width: E of the decoder's words, for kinds that look at them.
     """
 
-    def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         at_least(1, "attention", width=width)
 
@@ -111,7 +110,7 @@ class AdditiveAttention(Attention):
     """
 
     def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
-        super().__init__(query_width, memory_width, width, input_width)
+        super().__init__(width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
@@ -140,7 +139,7 @@ class DotAttention(Attention):
     """
 
     def __init__(self, query_width: int, memory_width: int, width: int = 512, input_width: int | None = None) -> None:
-        super().__init__(query_width, memory_width, width, input_width)
+        super().__init__(width)
         self.key = nn.Linear(memory_width, width)
         self.query = nn.Linear(query_width, width)
 
@@ -169,7 +168,7 @@ class MultiheadAttention(Attention):
         input_width: int | None = None,
         heads: int = 8,
     ) -> None:
-        super().__init__(query_width, memory_width, width, input_width)
+        super().__init__(width)
         divides("attention", width, heads)
         self.heads = heads
         self.key = nn.Linear(memory_width, width)
@@ -190,7 +189,7 @@ class MultiheadAttention(Attention):
 
     def forward(self, query: Tensor, input: Tensor, cell: Tensor, memory: AttentionMemory) -> Attended:
         queries, keys, values = (self._split(x) for x in (self.query(query), memory.keys, memory.values))
-        scores = queries @ keys.transpose(-1, -2) * queries.size(-1) ** -0.5
+        scores = queries * queries.size(-1) ** -0.5 @ keys.transpose(-1, -2)
         weights = masked(scores.flatten(1, 2), memory.mask).softmax(-1).unflatten(1, (self.heads, -1))
         context = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(-2)
         return Attended(self.output(context), weights.mean(1))

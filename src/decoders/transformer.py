@@ -72,7 +72,7 @@ class Block(nn.Module):
         if past is None:
             context = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:  # one query a row: plain products are the faster ones
-            context = ((q @ k.transpose(-1, -2)).float() * q.size(-1) ** -0.5).softmax(-1).to(v.dtype) @ v
+            context = (q * q.size(-1) ** -0.5 @ k.transpose(-1, -2)).float().softmax(-1).to(v.dtype) @ v
         context = context.transpose(1, 2).flatten(2).view(query.shape)
         return x + self.dropout(self.words_output(context)), key, value
 
@@ -83,7 +83,7 @@ class Block(nn.Module):
         q = self.split(query.flatten(1, 2))  # all captions of an image beside one copy of its regions
         weights = None
         if tell:
-            scores = (q @ keys.transpose(-1, -2)).float() * q.size(-1) ** -0.5
+            scores = (q * q.size(-1) ** -0.5 @ keys.transpose(-1, -2)).float()
             weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1)
             context = weights.to(values.dtype) @ values
             weights = weights.mean(1).view(*x.shape[:3], -1)

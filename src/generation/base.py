@@ -83,13 +83,13 @@ class Search:
         generator: torch.Generator | None = None,
         captions: int = 1,
     ) -> tuple[Any, Tensor]:
-        """The State before the last given word, and that word (B, Q): BOS, or where there is a prefix its last."""
+        """The State before the last given word, and that word (B, captions): BOS, or the last of a prefix."""
         state = decoder.start(memory, generator=generator, captions=captions)
-        batch, own = first_tensor(state).shape[:2]
-        word = torch.full((batch, own), BOS, device=first_tensor(state).device)
+        first = first_tensor(state)
+        word = torch.full((len(first), captions), BOS, device=first.device)
         for control in () if prefix is None else prefix.to(word.device).unbind(1):
             _, state = decoder.step(decoder.embed(word), state, memory)
-            word = control.unsqueeze(1).expand(batch, own)
+            word = control.unsqueeze(1).expand(-1, captions)
         return state, word
 
     def next_words(self, decoder: Decoder, hidden: Tensor, step: int, history: Tensor | None) -> Tensor:
@@ -98,6 +98,7 @@ class Search:
         the model's own: what is forbidden is struck out, not redistributed."""
         log_probs = decoder.logits(hidden).float().log_softmax(-1)
         log_probs[..., [*self.never, *decoder.controls]] = -torch.inf
+        end = log_probs[..., EOS].clone()
         if step < self.min_length:
             log_probs[..., EOS] = -torch.inf
         n = self.no_repeat_ngram
@@ -108,4 +109,6 @@ class Search:
             repeated = torch.zeros_like(log_probs, dtype=torch.bool)
             repeated.scatter_reduce_(-1, past[..., -1], seen, "amax")
             log_probs = log_probs.masked_fill(repeated, -torch.inf)
+            stuck = log_probs.isneginf().all(-1)  # every word would repeat something: then it may end, however short
+            log_probs[..., EOS] = torch.where(stuck, end, log_probs[..., EOS])
         return log_probs

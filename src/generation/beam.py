@@ -124,7 +124,7 @@ class BeamSearch(Search):
             for beams, parts in self.may_end(alive.size(1)):
                 mine = total[:, beams]
                 likeliest = torch.cat([mine, *(going_on[part].rank for part in parts)], 1).topk(width, 1).values[:, -1:]
-                offered = (mine > FLOOR / 2) & (last | (mine >= likeliest)) & (step >= self.min_length)
+                offered = (mine > FLOOR / 2) & (last | (mine >= likeliest))
                 offers.append(
                     Ended(
                         (mine / (step + 1) ** alpha).masked_fill(~offered, 2 * FLOOR),

@@ -33,7 +33,6 @@ class StepwiseSearch(Search):
         generator = self.generator(first_tensor(memory).device)
         state, word = self.begin(decoder, memory, prefix, generator, self.captions)
         batch, device = len(word), word.device
-        word = word.expand(batch, self.captions)
         tokens = torch.full((batch, self.captions, self.max_length + 1), PAD, device=device)
         log_probs = torch.zeros(tokens.shape, device=device)
         looks: Tensor | None = None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import decoder, evaluation, huggingface, parts
+from benchmarks import decoder, evaluation, huggingface, parts, rewards
 from benchmarks.measuring import Row, alternate, peak_mb, table
 from benchmarks.products import record
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
@@ -153,3 +153,12 @@ def test_steps_for_a_token_by_hand():
     """Captions of 4 and 2 tokens, and one of 3: padded 2 × 2 × 4 steps; corners 4, 4, 2, 1; 9 tokens."""
     found = parts.steps_a_token([[2, 4], [3]], 2, 2)
     assert found["shuffled, padded"] == 16 / 9 and found["of like length, corner"] == 11 / 9
+
+
+def test_rewards_are_timed_within_the_steps_that_they_are_part_of():
+    measured = rewards.every_mix(TINY, 1)
+    for each in measured.values():
+        assert 0 < each["rewards"]["median"] < each["step"]["median"]
+        assert each["share"] == pytest.approx(each["rewards"]["median"] / each["step"]["median"])
+    first, second = rewards.rows(measured)
+    assert "CIDEr-D" in first.what and first.at_most and second.floor == rewards.LIMIT

@@ -242,3 +242,15 @@ def test_an_ensemble_says_the_mean_probability(vocabulary):
     expected = log_probs.gather(-1, found.tokens.unsqueeze(-1)).squeeze(-1)
     real = found.tokens != PAD
     torch.testing.assert_close(found.log_probs[real], expected[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_members_with_and_without_a_latent_are_sampled_together_behind_a_prefix(order, vocabulary):
+    plain, config = peaked("lstm", vocabulary, 1), tiny_config("lstm_attn")
+    config["latent"] = {"_target_": "src.decoders.GaussianLatent", "size": 4, "hidden": 6}
+    latent = build(config, vocabulary).decoder.eval()
+    members = [plain, latent][:: 1 - 2 * order]
+    memories = tuple(member.prepare(random_features(2)) for member in members)
+    search, prefix = SampleSearch(captions=3, max_length=4), torch.tensor([[4, 5], [6, 7]])
+    found = search(EnsembleDecoder(members), memories, prefix=prefix)
+    assert found.tokens.shape[:2] == (2, 3)

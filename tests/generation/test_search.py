@@ -9,7 +9,7 @@ from src.data.tokenizer import EnglishTokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import BOS, EOS, PAD, UNK
 from src.decoders.base import Output
-from src.generation import BeamSearch, GreedySearch
+from src.generation import BeamSearch, GreedySearch, SampleSearch
 from src.model import build
 from tests.conftest import random_features, tiny_config
 
@@ -218,3 +218,13 @@ def test_a_search_casts_each_weight_once(tiny_model, vocabulary):
     with Casts() as casts:
         captioner.search(torch.randint(255, (2, 3, 32, 32), dtype=torch.uint8))
     assert casts.count == 1
+
+
+@pytest.mark.parametrize("search", [GreedySearch, BeamSearch, SampleSearch])
+def test_a_caption_with_no_word_left_ends(search):
+    """Two words, neither of which may be said twice: the third step can only end, although four are wanted."""
+    logits = torch.zeros(2, 6, 6)
+    logits[..., EOS] = -3.0
+    found = search(no_repeat_ngram=1, min_length=4, max_length=6)(Table(logits), torch.tensor([0, 1]))
+    for tokens in found.tokens[:, 0].tolist():
+        assert sorted(tokens[:2]) == [4, 5] and tokens[2] == EOS
