@@ -191,25 +191,22 @@ class Captioner:
         self, found: Hypotheses, alternatives: int = 0, seen: Features | None = None, distinct: bool = True
     ) -> list[Caption]:
         """The best hypothesis of each image as a Caption, with up to `alternatives` others, of those that read the same
-        the best only, where they are to be `distinct`. Attention is drawn where the regions `seen` lie, or without them
-        where the encoder has them of any picture."""
+        the best only, where they are to be `distinct`. Attention is drawn where the regions `seen` lie; without them
+        there is none."""
         tokens, log_probs, scores = found.tokens.tolist(), found.log_probs.tolist(), found.scores.tolist()
         lengths = found.lengths.tolist()
-        looks = None if found.attention is None else found.attention.float().cpu().numpy()
-        if seen is None:
-            encoder = self.members[0].model.encoder
-            places, shown = None if looks is None else encoder.boxes(looks.shape[-1]).numpy()[None], None
-        else:
-            places, shown = seen.boxes.float().cpu().numpy(), seen.mask.cpu().numpy()
+        looks = places = mask = None
+        if found.attention is not None and seen is not None:
+            looks, places, mask = (x.float().cpu().numpy() for x in (found.attention, seen.boxes, seen.mask))
 
         def caption(b: int, k: int) -> Caption:
             length = lengths[b][k]
             ended = length < len(tokens[b][k]) and tokens[b][k][length] == EOS
             words = [self.vocabulary.words[i] for i in tokens[b][k][:length]]
             attention = boxes = None
-            if looks is not None and places is not None:
-                regions = slice(None) if shown is None else shown[b]
-                attention, boxes = looks[b, k, :length][:, regions], places[b if len(places) > 1 else 0][regions]
+            if looks is not None and places is not None and mask is not None:
+                there = mask[b] > 0  # padding has no place
+                attention, boxes = looks[b, k, :length][:, there], places[b][there]
             said = log_probs[b][k][: length + ended]
             confidence = None if self.calibration is None else self.calibration(mean_log_prob(said))
             text = self.tokenizer.join(words)

@@ -148,21 +148,6 @@ class MultiscaleEncoder(Encoder):
         parts = rows[:, 0, len(stages) :].to(self.norm.weight.dtype).split([math.prod(shape) for shape in shapes], 1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def boxes(self, regions: int, device: torch.device | None = None) -> Tensor:
-        """Boxes (R, 4) of R regions as `forward` orders them: the finest map's cells row by row, then the coarser
-        ones'.
-
-        Raises:
-            ValueError: no picture has so many regions.
-        """
-        for pixels in range(1, self.strides[-1] * (math.isqrt(regions) + 2)):
-            for whole in (math.ceil, math.floor):  # what a backbone makes of sides that the strides do not divide
-                native = [whole(pixels / stride) for stride in self.strides]
-                sides = [min(each, side or each) for each, side in zip(native, self.sides, strict=True)]
-                if sum(side * side for side in sides) == regions:
-                    return torch.cat([grid_boxes(side, side, device) for side in sides])
-        raise ValueError(f"{regions} regions are not the maps of strides {list(self.strides)} of any square picture")
-
     def forward(self, images: Tensor) -> Features:
         """Pixels (B, 3, H, W), uint8 or floats in [0, 1], or the frozen stages' cached maps (B, 1, S), → Features."""
         maps = [self.dropout(x) for x in self.maps(images)]
