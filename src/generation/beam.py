@@ -131,7 +131,7 @@ class BeamSearch(Search):
                         torch.full_like(mine, step, dtype=torch.long).where(offered, -1),
                         torch.arange(alive.size(1), device=device)[beams].expand(mine.shape),
                         eos[:, beams],
-                        last & (log_probs[:, beams].amax(-1) > eos[:, beams]),
+                        log_probs[:, beams].amax(-1) > eos[:, beams] if last else torch.zeros_like(offered),
                     )
                 )
             new_ends = (torch.stack(parts, 1) for parts in zip(*offers, strict=True))
