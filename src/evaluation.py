@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -91,7 +92,7 @@ def evaluate(
     wanted = wanted_lengths(captioner, list(references.values()), data, length)
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
-    tokens = correct = nats = 0.0
+    tokens = correct = nats = searching = 0.0
     captioner.model.eval()
     with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
         for batches in zip(*(view.evaluation_dataloader(split) for view in views), strict=True):
@@ -113,9 +114,11 @@ def evaluate(
                 prefix = torch.tensor(
                     [[index[name] for name in (*captioner.control, length_token(words))] for words in asked_for]
                 )
+            start = time.perf_counter()
             found = captioner.captions(
                 captioner.search(seen, attention=True, prefix=prefix), (diversity or 1) - 1, seen=seen, distinct=False
             )
+            searching += time.perf_counter() - start
             found = [c._replace(alternatives=[a._replace(attention=None) for a in c.alternatives]) for c in found]
             captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
@@ -148,6 +151,8 @@ def evaluate(
 
     record = {
         "model_weights": state_digest(captioner.model),
+        "parameters": sum(weight.numel() for weight in captioner.model.parameters()),
+        "images_per_second": len(captions) / searching,
         "data": data.root.resolve().name,
         "split": split,
         "limit": limit,

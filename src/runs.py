@@ -31,6 +31,8 @@ RECORD = ("run", "state", "started", "ended", "minutes", "epochs", "best", "moni
 """What status.json says of a run, and the names of those columns; `error` besides, where it failed."""
 SCORES = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 """The scores that tables show unasked."""
+MEASURED = ("parameters", "images_per_second")
+"""What meta.json says of a captioner in numbers: its size, and how fast it captioned."""
 INSIDE = {"bundle", "checkpoints", "eval", "tensorboard", "wandb"}
 """Folders of a run that hold no further run."""
 
@@ -114,7 +116,8 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def read_run(run: Path, name: str, split: str, config: bool = False) -> Row:
-    """A run's row, with its scores on `split`, and with its config's fields if `config`.
+    """A run's row, with its scores on `split`, and if `config` with its config's fields and, as `FOLDER/SCORE`, the
+    scores of its other evaluations in eval/.
 
     Raises:
         ValueError: one of its files is damaged; the message names it.
@@ -123,9 +126,17 @@ def read_run(run: Path, name: str, split: str, config: bool = False) -> Row:
     if status["state"] == "running" and not _is_locked(run / LOCK):
         status["state"] = "interrupted"  # killed, before it could say so
     choices = status.pop("choices", {})
-    scores = _read(run / "eval" / split / "scores.json") or {}
     fields = flat(_read(run / "config.yaml") or {}) if config else {}
-    return {"run": name, **fields, **choices, **scores, **status}
+    for folder in sorted((run / "eval").glob("*/")) if config else ():
+        if folder.name != split:
+            fields |= {f"{folder.name}/{key}": value for key, value in _scores(folder).items()}
+    return {"run": name, **fields, **choices, **_scores(run / "eval" / split), **status}
+
+
+def _scores(folder: Path) -> Row:
+    """What an evaluation found, and of what it records besides, the numbers."""
+    meta = _read(folder / "meta.json") or {}
+    return (_read(folder / "scores.json") or {}) | {key: meta[key] for key in MEASURED if key in meta}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Row:
@@ -230,7 +241,7 @@ def cell(row: Row, column: str) -> str:
     score = (row.get("monitor") or "" if column == "best" else column).split("/")[-1]
     if isinstance(value, float) and is_fraction(score):
         return f"{100 * value:.1f}"
-    if column == "minutes":
+    if column == "minutes" or score == "images_per_second":
         return f"{value:.1f}"
     if column in ("started", "ended"):
         return str(value)[:16].replace("T", " ")
@@ -276,6 +287,7 @@ EXAMPLES = """examples:
   python -m src.runs --filter 'CIDEr>0.5' --filter flickr8k      both; a text is looked for in names and overrides
   python -m src.runs --filter state=failed --columns run,error   what went wrong
   python -m src.runs --columns run,optimizer.lr,seed,CIDEr       any field of the config is a column
+  python -m src.runs --columns run,CIDEr,samples/Div_2           so is a score of another evaluation, of eval/samples
   python -m src.runs --filter flickr8k --curve curve.svg         a picture of validation CIDEr-D by epoch
   python -m src.runs runs/flickr8k --split test --csv scores.csv all columns, for a spreadsheet; `-` prints them
 

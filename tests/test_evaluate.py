@@ -63,7 +63,10 @@ def test_diversity(run, model, shapes, tmp_path):
     assert all(len(group) == 3 for group in samples.values())
     expected = diversity(samples, CaptionScorer(references, metrics=["CIDEr"]))
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    assert json.loads((tmp_path / "eval" / "meta.json").read_text())["diversity"] == 3
+    meta = json.loads((tmp_path / "eval" / "meta.json").read_text())
+    assert meta["diversity"] == 3
+    assert meta["parameters"] == sum(weight.numel() for weight in captioner.model.parameters())
+    assert meta["images_per_second"] > 0
 
 
 def test_reuse_respects_diversity(run, monkeypatch):

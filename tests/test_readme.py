@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src import caption, evaluate, runs, words
+from src import caption, compare, evaluate, runs, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
 from src.confidence import Calibration
 from src.config import ROOT
@@ -18,6 +18,7 @@ from src.prepare import __main__ as prepare
 from src.train import train
 from tests.conftest import tiny_config
 from tests.prepare import originals
+from tests.test_compare import evaluated
 from tests.test_configs import composed, tiny
 from tests.test_runs import make as make_run
 
@@ -154,6 +155,16 @@ def test_list_commands(arguments, tmp_path, monkeypatch):
     assert (tmp_path / "curve.svg").exists() == ("--curve" in arguments)
 
 
+@pytest.mark.parametrize("arguments", commands("src.compare"), ids=identify)
+def test_comparison_commands(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = compare.parser().parse_args(arguments)
+    for path in (asked.first, *asked.others):
+        evaluated(path if "eval" in path.parts else path / "eval" / asked.split, {"1.jpg": 0.5, "2.jpg": 0.6})
+    assert compare.main(arguments) == 0
+    assert f"{asked.first} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("arguments", commands("src.words"), ids=identify)
 def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -167,9 +178,8 @@ def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_commands_of_each_kind():
-    assert [bool(commands(f"src.{m}")) for m in ("train", "evaluate", "caption", "prepare", "runs", "words")] == [
-        True
-    ] * 6
+    modules = ("train", "evaluate", "caption", "prepare", "runs", "compare", "words")
+    assert [bool(commands(f"src.{module}")) for module in modules] == [True] * 7
 
 
 def test_pages_name_only_files_that_are_there():

@@ -57,6 +57,19 @@ def shown(root: Path, *arguments: str) -> str:
     return out.getvalue()
 
 
+def test_scores_of_other_evaluations_and_what_was_measured_are_columns(root):
+    for folder, scores, meta in (
+        ("samples", {"Div_2": 0.5}, {"parameters": 5, "images_per_second": 1.26}),
+        ("val", {"CIDEr": 0.612}, {"parameters": 4, "images_per_second": 40.26, "date": "today"}),
+    ):
+        (root / "a" / "eval" / folder).mkdir(exist_ok=True)
+        (root / "a" / "eval" / folder / "scores.json").write_text(json.dumps(scores))
+        (root / "a" / "eval" / folder / "meta.json").write_text(json.dumps(meta))
+    columns = "run,CIDEr,samples/Div_2,parameters,images_per_second,samples/images_per_second"
+    table = shown(root, "--filter", "minutes>0", "--columns", columns).splitlines()
+    assert table[1].split() == ["a", "61.2", "50.0", "4", "40.3", "1.3"]
+
+
 def test_the_list_shows_all_runs_the_newest_first_with_scores_in_hundreds(root):
     lines = shown(root).splitlines()
     assert lines[0].split() == ["run", "state", "started", "minutes", "epochs", "best", "Bleu_4", "CIDEr"]
