@@ -319,6 +319,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--curve", type=Path, metavar="FILE.svg", help="draw their learning curves instead")
     result.add_argument("--score", default="CIDEr", help="what --curve draws, of the validation (%(default)s)")
     result.add_argument("--csv", metavar="FILE", help="write CSV instead, every column unless --columns says which")
+    result.add_argument("--markdown", action="store_true", help="print a table for a README")
     return result
 
 
@@ -390,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.csv:
             print(csv_table(columns, rows), end="")
         elif rows:
-            print(text_table(columns, rows))
+            print((markdown_table if options.markdown else text_table)(columns, rows))
         else:
             print("no runs" if not options.filter else "no run fulfils " + ", ".join(options.filter))
     except (ValueError, OSError) as error:

@@ -70,6 +70,11 @@ def test_scores_of_other_evaluations_and_what_was_measured_are_columns(root):
     assert table[1].split() == ["a", "61.2", "50.0", "4", "40.3", "1.3"]
 
 
+def test_a_table_for_a_readme(root):
+    table = shown(root, "--filter", "best>0", "--columns", "run,CIDEr,minutes", "--markdown")
+    assert table == "| run | CIDEr | minutes |\n| --- | --- | --- |\n| a | 61.2 | 12.3 |\n"
+
+
 def test_the_list_shows_all_runs_the_newest_first_with_scores_in_hundreds(root):
     lines = shown(root).splitlines()
     assert lines[0].split() == ["run", "state", "started", "minutes", "epochs", "best", "Bleu_4", "CIDEr"]
