@@ -13,6 +13,7 @@ from src.config import CONF, ROOT, plain, run_name, setup
 from src.data.module import CaptionData
 from src.data.transforms import Preprocess
 from src.model import TRAINING, instantiate, locate
+from src.prepare.tagged import write_tagged
 from src.runs import read_run
 from src.train import NOT_OF_THE_DATA, train
 from src.training import CaptioningModule
@@ -108,6 +109,11 @@ def test_a_step_of_every_experiment(experiment, shapes, tmp_path):
     config["evaluate_splits"] = ["val"]
     if config["init"]:  # another recipe's run
         config["init"], config["objective"]["from_random"] = None, True
+    if (config.get("control") or {}).get("tags"):  # both languages
+        for part in ("train", "val"):
+            table = f"{shapes / part}.tsv"
+            config["data"][part] = str(tmp_path / f"{part}_both.tsv")
+            write_tagged(Path(config["data"][part]), [f"en={table}", f"zh={table}"])
     train(config)
     scores = (tmp_path / "run.fast_dev_run" / "eval" / "val" / "scores.json").read_text()
     assert '"objects_named"' in scores and '"METEOR"' in scores
