@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from src.decoders.base import Decoder, Output
+from src.decoders.recurrent_attn import GRUCell, LSTMCell
 from src.embeddings.base import Embedding
 from src.encoders.base import Features
 from src.ranges import at_least
@@ -24,7 +25,9 @@ class RecurrentState(NamedTuple):
 
 class LSTMDecoder(Decoder):
     """The projected image vector is the word before the first, and never shown again: Vinyals et al., 2015
-    (https://arxiv.org/abs/1411.4555).
+    (https://arxiv.org/abs/1411.4555). It is normalised (Ba et al., 2016, https://arxiv.org/abs/1607.06450), and the
+    forget gates start at 1 (`LSTMCell.remember`): what is seen once must neither saturate the gates nor fade in a few
+    words.
 
     Args:
         embedding: the word table, E wide.
@@ -36,6 +39,7 @@ class LSTMDecoder(Decoder):
     """
 
     network: type[nn.LSTM] | type[nn.GRU] = nn.LSTM
+    cell: type[LSTMCell] | type[GRUCell] = LSTMCell
 
     def __init__(
         self,
@@ -49,9 +53,11 @@ class LSTMDecoder(Decoder):
         super().__init__(embedding, tied, dropout)
         at_least(1, "decoder", hidden=hidden, layers=layers)
         size = embedding.size
-        self.image = nn.Linear(memory_width, size)
+        self.image = nn.Sequential(nn.Linear(memory_width, size), nn.LayerNorm(size))
         self.recurrent = self.network(size, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.output = nn.Linear(hidden, size)
+        for layer in range(layers):
+            self.cell.remember(getattr(self.recurrent, f"bias_ih_l{layer}"))
 
     def prepare(self, features: Features) -> RecurrentMemory:
         return RecurrentMemory(self.image(features.pooled))
@@ -93,3 +99,4 @@ class GRUDecoder(LSTMDecoder):
     """The same with gated recurrent units, which keep no cell: Cho et al., 2014 (https://arxiv.org/abs/1406.1078)."""
 
     network = nn.GRU
+    cell = GRUCell

@@ -112,6 +112,13 @@ def test_lstm_equals_torch_cells_by_hand(vocabulary):
     torch.testing.assert_close(output.hidden[:, 0, -1], expected)
 
 
+@pytest.mark.parametrize(("name", "lstms"), [("lstm", 1), ("lstm_attn", 1), ("updown", 2), ("gru", 0), ("gru_attn", 0)])
+def test_forget_gates_start_at_one(name, lstms, vocabulary):
+    biases = {n: p for n, p in build(tiny_config(name), vocabulary).decoder.named_parameters() if len(p) == 4 * 14}
+    ones = [n for n, p in biases.items() if p.ndim == 1 and bool((p[14:28] == 1).all())]
+    assert len(ones) == lstms
+
+
 def test_select_beams_and_images():
     state = (torch.arange(6).view(2, 3, 1), None, (torch.arange(6).view(2, 3),))
     chosen = select_beams(state, torch.tensor([[2, 2], [0, 1]]))
