@@ -1,1 +1,1 @@
-"""Speed and memory beside named baselines: `python -m benchmarks`. A package of ours by this file: old pyarrow brings another."""
+"""Speed and memory beside named baselines. A package by this file, since old pyarrow brings another of its name."""

@@ -346,7 +346,9 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
                 "follow them: add control=null, or choose objective=cross_entropy or variational"
             )
     _check_model(config, objective, here)
-    if objective.needs_start and not config["init"] and not config["ckpt"]:
+    last_saved = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
+    resumed = config["ckpt"] and (config["ckpt"] != "last" or last_saved.exists())
+    if objective.needs_start and not config["init"] and not resumed:
         raise ConfigError(
             "objective: it goes on from a captioner that speaks already: give init=RUN, one trained with "
             "objective=cross_entropy, or objective.from_random=true"

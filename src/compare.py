@@ -6,6 +6,7 @@ Nothing here imports torch, so that the table is there at once.
 import argparse
 import csv
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,8 @@ def read_evaluation(path: Path, split: str, score: str) -> Evaluated:
             there = ", ".join(name for name in rows[0] if name not in ("image", "caption"))
             raise ValueError(f"no {score} of single pictures; there are {there}")
         scores = {row["image"]: float(row[score]) for row in rows}
+        if not all(map(math.isfinite, scores.values())) or not scores:
+            raise ValueError(f"no number for {score} in every row; evaluate anew" if scores else "empty; evaluate anew")
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{table}: {error}") from error
     return Evaluated(str(path), meta, scores)

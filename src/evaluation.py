@@ -93,6 +93,7 @@ def evaluate(
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
     tokens = correct = nats = searching = 0.0
+    searched = 0
     captioner.model.eval()
     with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
         for batches in zip(*(view.evaluation_dataloader(split) for view in views), strict=True):
@@ -119,6 +120,7 @@ def evaluate(
                 captioner.search(seen, attention=True, prefix=prefix), (diversity or 1) - 1, seen=seen, distinct=False
             )
             searching += time.perf_counter() - start
+            searched += len(found)
             found = [c._replace(alternatives=[a._replace(attention=None) for a in c.alternatives]) for c in found]
             captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
@@ -152,7 +154,7 @@ def evaluate(
     record = {
         "model_weights": state_digest(captioner.model),
         "parameters": sum(weight.numel() for weight in captioner.model.parameters()),
-        "images_per_second": len(captions) / searching,
+        "images_per_second": searched / searching,
         "data": data.root.resolve().name,
         "split": split,
         "limit": limit,

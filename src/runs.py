@@ -316,10 +316,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--columns", metavar="KEY,KEY,…", help="what to show: of the record, scores, choices or config")
     result.add_argument("--split", default="val", help="whose scores (%(default)s)")
     result.add_argument("--limit", type=int, metavar="N", help="only the first N")
-    result.add_argument("--curve", type=Path, metavar="FILE.svg", help="draw their learning curves instead")
+    form = result.add_mutually_exclusive_group()
+    form.add_argument("--curve", type=Path, metavar="FILE.svg", help="draw their learning curves instead")
     result.add_argument("--score", default="CIDEr", help="what --curve draws, of the validation (%(default)s)")
-    result.add_argument("--csv", metavar="FILE", help="write CSV instead, every column unless --columns says which")
-    result.add_argument("--markdown", action="store_true", help="print a table for a README")
+    form.add_argument("--csv", metavar="FILE", help="write CSV instead, every column unless --columns says which")
+    form.add_argument("--markdown", action="store_true", help="print a table for a README")
     return result
 
 

@@ -49,6 +49,7 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
         # what Hydra cannot compose
         ("objective=self_critical", "give init=RUN, one trained with objective=cross_entropy, or objective.from_ra"),
         ("objective=adversarial", "objective: it goes on from a captioner that speaks already: give init=RUN"),
+        ("objective=self_critical ckpt=last", "objective: it goes on from a captioner that speaks already: give init="),
         (
             "objective=variational ~latent",
             "objective=variational trains a latent variable, and there is none: add latent",

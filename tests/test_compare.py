@@ -90,3 +90,7 @@ def test_a_missing_or_damaged_evaluation_is_named(tmp_path, capsys):
     (broken / "per_image.csv").write_text("image,caption,CIDEr\n1.jpg,a dog,much\n")
     assert compare.main([str(first), str(broken)]) == 2
     assert f"{broken / 'per_image.csv'}: could not convert string to float: 'much'" in capsys.readouterr().err
+    for rows, words in (("", "empty"), ("1.jpg,a dog,nan\n", "no number for CIDEr in every row")):
+        (broken / "per_image.csv").write_text("image,caption,CIDEr\n" + rows)
+        assert compare.main([str(first), str(broken)]) == 2
+        assert f"{broken / 'per_image.csv'}: {words}" in capsys.readouterr().err
