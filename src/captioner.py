@@ -75,6 +75,8 @@ class Captioner:
         self.model = model.to(self.device).eval()
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
         self.preprocess, self.generation = preprocess, generation
+        self.own_limit = generation.max_length
+        """The search's, in words, whatever lengths are asked for."""
         generation.bind(vocabulary, tokenizer)
         self.dtype = autocast_dtype(precision(precision_name, self.device.type))
         self.config: dict[str, Any] = {}
@@ -135,8 +137,11 @@ class Captioner:
             ControlError: the captioner does not know it; says what it knows.
         """
         self.control = asked(self.vocabulary, length, tags, language)
-        if length is not None:  # the search's own limit must not cut what is asked for
-            self.generation.max_length = max(self.generation.max_length, asked_length(self.vocabulary, length))
+        self.go_on_for(0 if length is None else asked_length(self.vocabulary, length))
+
+    def go_on_for(self, words: int) -> None:
+        """From now on the search's own limit does not cut captions of so many words; of 0, it holds again."""
+        self.generation.max_length = max(self.own_limit, words)
 
     def search_by(self, config: Mapping[str, Any]) -> None:
         """From now on search as a config, such as a choice of conf/generation/, says.
@@ -147,6 +152,7 @@ class Captioner:
         generation = instantiate(config)
         generation.bind(self.vocabulary, self.tokenizer)
         self.generation, self.config = generation, {**self.config, "generation": dict(config)}
+        self.own_limit = generation.max_length
 
     def check_source(self) -> None:
         """Raises RegionsError where the captioner reads regions and none were given."""

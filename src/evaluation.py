@@ -221,7 +221,7 @@ def wanted_lengths(
         wanted = [nearest_length(vocabulary, words) for words in first]
     else:
         wanted = [asked_length(vocabulary, length)] * len(references)
-    captioner.generation.max_length = max(captioner.generation.max_length, *wanted)
+    captioner.go_on_for(max(wanted))
     return wanted
 
 

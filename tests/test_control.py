@@ -64,6 +64,7 @@ def test_it_writes_as_many_words_as_it_is_asked_for(captioner, shapes):
     captioner.ask(tags="zh")
     assert all(set(c.text) <= set("".join(CHINESE.values())) for c in captioner(pictures)), "a language alone"
     captioner.ask()
+    assert captioner.generation.max_length == 4, "the search's own limit holds again"
     assert all(c.words and "<" not in c.text for c in captioner(pictures)), "and nothing"
 
 
