@@ -40,6 +40,7 @@ from src.model import TRAINING, ConfigError, build, instantiate, locate
 from src.objectives import Objective
 from src.prepare.scenes import make_scenes
 from src.ranges import at_least
+from src.runs import last_checkpoint, run_folder
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
 """What takes the fields of parts that name no class."""
@@ -346,8 +347,7 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
                 "follow them: add control=null, or choose objective=cross_entropy or variational"
             )
     _check_model(config, objective, here)
-    last_saved = Path(config["run_dir"]) / "checkpoints" / "last.ckpt"
-    resumed = config["ckpt"] and (config["ckpt"] != "last" or last_saved.exists())
+    resumed = config["ckpt"] and (config["ckpt"] != "last" or last_checkpoint(run_folder(config)).exists())
     if objective.needs_start and not config["init"] and not resumed:
         raise ConfigError(
             "objective: it goes on from a captioner that speaks already: give init=RUN, one trained with "

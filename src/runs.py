@@ -49,6 +49,11 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return run.with_name(run.name + ".fast_dev_run") if config["trainer"].get("fast_dev_run") else run
 
 
+def last_checkpoint(run: Path) -> Path:
+    """Where a run's last checkpoint is kept, once there is one."""
+    return run / "checkpoints" / "last.ckpt"
+
+
 def sentence(error: BaseException) -> str:
     """An error as one sentence: the message alone of what a user can mend, else with the error's kind."""
     message = str(error).strip()

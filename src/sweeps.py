@@ -29,6 +29,7 @@ from src.runs import (
     csv_table,
     flat,
     in_order,
+    last_checkpoint,
     markdown_table,
     read_run,
     run_folder,
@@ -147,7 +148,7 @@ def take_up(config: DictConfig, run: Path) -> bool:
     """
     if config.overwrite or config.ckpt is not None or config.trainer.get("fast_dev_run"):
         return False
-    there = (run / "config.yaml").exists() and (run / "checkpoints" / "last.ckpt").exists()
+    there = (run / "config.yaml").exists() and last_checkpoint(run).exists()
     if not there:
         return False
     wanted, _ = started(plain(config), given_fields())

@@ -39,7 +39,7 @@ from src.evaluation import code_version, evaluate, report_scores
 from src.files import write_atomically
 from src.initial import freeze, initialise, started
 from src.model import TRAINING, build, instantiate
-from src.runs import recorded, run_folder
+from src.runs import last_checkpoint, recorded, run_folder
 from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
@@ -105,7 +105,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     run = run_folder(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
     anew = config["ckpt"] is None and not trial
-    if anew and not config["overwrite"] and (run / "checkpoints" / "last.ckpt").exists():
+    if anew and not config["overwrite"] and last_checkpoint(run).exists():
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
@@ -253,7 +253,7 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     if not wanted:
         return None
     if wanted == "last":
-        last = run / "checkpoints" / "last.ckpt"
+        last = last_checkpoint(run)
         if not last.exists():
             log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last)
             return None
