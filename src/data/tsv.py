@@ -135,6 +135,15 @@ def read_tsv(
     return Captions(list(captions), list(captions.values()), list(tags.values()), bad)
 
 
+def read_rows(path: Path) -> tuple[list["Row"], list[BadRow]]:
+    """A table's rows, and those that are not well formed, whatever images there are; `read_tsv` says what a row is.
+
+    Raises:
+        TsvError: there is no such table, or it is UTF-16.
+    """
+    return _parse(path, _lines(path))
+
+
 def check_fractions(fractions: Sequence[float]) -> None:
     """Raises ValueError unless the fractions of `split_by_image` lie in [0, 1] and sum to 1."""
     if any(not 0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-6:

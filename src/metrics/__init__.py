@@ -5,5 +5,5 @@ import re
 
 def is_fraction(name: str) -> bool:
     """Whether a score of this name is a fraction, which tables print × 100 (CIDEr counts as one)."""
-    kinds = r"(bleu|self_bleu|div_|meteor|rouge|cider|spice).*|.*(accuracy|match|named|share|precision|recall)"
+    kinds = r"(bleu|self_bleu|div_|meteor|rouge|cider|spice|(ref)?clip).*|.*(accuracy|match|named|share|recall)"
     return re.fullmatch(kinds, name, re.IGNORECASE) is not None

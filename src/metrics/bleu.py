@@ -1,6 +1,5 @@
 """BLEU-1 to BLEU-4 (Papineni et al., ACL 2002), as pycocoevalcap's `Bleu(4)` computes it."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -25,9 +24,15 @@ def bleu(
     brevity penalty takes the reference length closest to the candidate's, the shorter of two equally close.
     No smoothing.
     """
-    rows = np.array([_counts(references[image], caption) for image, (caption,) in candidates.items()], float)
-    per_image = np.array([_bleu(row) for row in rows]).reshape(-1, ORDERS).T
-    return _bleu(rows.sum(axis=0)), per_image
+    counts = bleu_counts(references, candidates)
+    return bleu_of(counts.sum(axis=0)).tolist(), bleu_of(counts).T
+
+
+def bleu_counts(references: Mapping[str, Sequence[str]], candidates: Mapping[str, Sequence[str]]) -> np.ndarray:
+    """(images, 2 + 2 · ORDERS): what BLEU is computed from, an image a row, of what `bleu` takes. A corpus is the sum
+    of its rows."""
+    rows = [_counts(references[image], caption) for image, (caption,) in candidates.items()]
+    return np.array(rows, dtype=np.float64).reshape(-1, 2 + 2 * ORDERS)
 
 
 def _counts(references: Sequence[str], candidate: str) -> list[int]:
@@ -48,12 +53,11 @@ def _counts(references: Sequence[str], candidate: str) -> list[int]:
     return [length, closest, *guessed, *correct]
 
 
-def _bleu(counts: np.ndarray) -> list[float]:
-    length, closest, *rest = counts.tolist()
+def bleu_of(counts: np.ndarray) -> np.ndarray:
+    """Sums of rows of `bleu_counts` (…, 2 + 2 · ORDERS) → BLEU-1..4 (…, ORDERS)."""
+    length, closest = counts[..., 0], counts[..., 1]
+    guessed, correct = counts[..., 2 : 2 + ORDERS], counts[..., 2 + ORDERS :]
     ratio = (length + _TINY) / (closest + _SMALL)
-    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    scores, precision = [], 1.0
-    for order, (guessed, correct) in enumerate(zip(rest[:ORDERS], rest[ORDERS:], strict=True), start=1):
-        precision *= (correct + _TINY) / (guessed + _SMALL)
-        scores.append(precision ** (1 / order) * penalty)
-    return scores
+    penalty = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    precisions = np.cumprod((correct + _TINY) / (guessed + _SMALL), axis=-1)
+    return precisions ** (1 / np.arange(1, ORDERS + 1)) * penalty[..., None]

@@ -3,21 +3,35 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
-from src.metrics.bleu import bleu
+from src.metrics.bleu import bleu_counts, bleu_of
 from src.metrics.cider import CiderD
 from src.metrics.java import INSTALL_JAVA, JavaNotFound, find_java
 from src.metrics.meteor import Meteor, MeteorError, shared_meteor
 from src.metrics.rouge import rouge_l
-from src.metrics.tokenize import character_tokenize, ptb_tokenize, ptb_tokenize_python, share_of_chinese
+from src.metrics.tokenize import (
+    cached,
+    character_tokenize,
+    ptb_tokenize,
+    ptb_tokenize_python,
+    share_of_chinese,
+    word_tokenize,
+)
 
 log = logging.getLogger(__name__)
 
+Tokenization = Literal["ptb", "character", "word", "script"]
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
-TOKENIZERS = {"ptb": ptb_tokenize, "ptb-python": ptb_tokenize_python, "character": character_tokenize}
+TOKENIZERS = {
+    "ptb": ptb_tokenize,
+    "ptb-python": ptb_tokenize_python,
+    "character": character_tokenize,
+    "word": word_tokenize,
+}
 
 
 @dataclass(frozen=True)
@@ -27,37 +41,45 @@ class Scores:
     `corpus` has the metrics asked for (None: not computed, and `not_computed` says why), `exact_match` (share
     of images whose tokens equal one of their references'), `distinct_words` (an int: different tokens in all
     candidates) and `mean_length` (tokens a candidate). `per_image` has the same metrics and `exact_match` for
-    each image. `tokenizer` is the one that was used: "ptb", "ptb-python" (there was no Java) or "character".
+    each image. `tokenizer` is the one that was used: "ptb", "ptb-python" (there was no Java), "character" or
+    "word". `statistics` has what the corpus scores that are no means of images' scores are computed from, an image a
+    row: "Bleu" (images, 10), see `bleu_counts`, and "METEOR" (images, 23), see `meteor_of`. `tokenized` are the
+    captions that were scored.
     """
 
     corpus: dict[str, float | None]
     per_image: dict[str, dict[str, float]]
     tokenizer: str
     not_computed: dict[str, str] = field(default_factory=dict)
+    statistics: dict[str, np.ndarray] = field(default_factory=dict, compare=False)
+    tokenized: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 class CaptionScorer:
     """Scores against fixed references, which are tokenized once and whose CIDEr-D vectors are computed once.
 
     `references` are raw captions, one or more an image. With `tokenizer="ptb"` (English) and no Java, a
-    Python likeness of the tokenizer takes its place, with a warning. `"script"` is `"character"` where most of
-    the references have Chinese in them, else `"ptb"`; it warns of references of both kinds. METEOR, where it is
-    asked for and there is Java, starts loading here. Raises ValueError for no references, an image without any,
-    and an unknown metric or tokenizer.
+    Python likeness of the tokenizer takes its place, with a warning. `"character"` and `"word"` (which needs
+    rjieba) are for Chinese. `"script"` is `"character"` where most of the references have Chinese in them, else
+    `"ptb"`; it warns of references of both kinds. METEOR, where it is asked for and there is Java, starts loading
+    here. In the folder `cache`, if given, tokenized references are kept for the next process. Raises ValueError for
+    no references, an image without any, and an unknown metric or tokenizer.
     """
 
     def __init__(
         self,
         references: Mapping[str, Sequence[str]],
         *,
-        tokenizer: Literal["ptb", "character", "script"] = "ptb",
+        tokenizer: Tokenization = "ptb",
         metrics: Sequence[str] = METRICS,
+        cache: Path | None = None,
     ) -> None:
         if unknown := [name for name in metrics if name not in METRICS]:
             raise ValueError(f"unknown metrics {unknown}: choose from {', '.join(METRICS)}")
-        if tokenizer not in ("ptb", "character", "script"):
+        if tokenizer not in get_args(Tokenization):
             raise ValueError(
-                f"unknown tokenizer {tokenizer!r}: choose 'ptb' (English), 'character' (Chinese) or 'script' (either)"
+                f"unknown tokenizer {tokenizer!r}: choose 'ptb' (English), 'character' or 'word' (Chinese), or "
+                "'script' (as the references are)"
             )
         if not references:
             raise ValueError("there are no references to score against")
@@ -77,7 +99,7 @@ class CaptionScorer:
             log.warning("No Java: a Python likeness of the PTB tokenizer takes its place. %s", INSTALL_JAVA)
         self._meteor: Meteor | None = None
         if "METEOR" in metrics:
-            if tokenizer == "character":
+            if tokenizer in ("character", "word"):
                 self.not_computed["METEOR"] = "METEOR has no Chinese stems, synonyms or paraphrases"
             elif java is None:
                 self.not_computed["METEOR"] = f"METEOR needs Java. {INSTALL_JAVA}"
@@ -85,7 +107,7 @@ class CaptionScorer:
                 self._meteor = shared_meteor()
                 self._meteor.start()
         self.tokenize = TOKENIZERS[self.tokenizer]
-        self.references = self.tokenize(references)
+        self.references = cached(self.tokenize, references, cache) if cache else self.tokenize(references)
         self.cider = CiderD(self.references) if "CIDEr" in metrics else None
 
     def score(self, candidates: Mapping[str, str]) -> Scores:
@@ -102,16 +124,18 @@ class CaptionScorer:
         corpus: dict[str, float | None] = {}
         columns: dict[str, Sequence[float] | np.ndarray] = {}
         not_computed = dict(self.not_computed)
+        statistics: dict[str, np.ndarray] = {}
         if any(name.startswith("Bleu") for name in self.metrics):
-            for order, (score, column) in enumerate(zip(*bleu(references, tokenized), strict=True), start=1):
-                corpus[f"Bleu_{order}"], columns[f"Bleu_{order}"] = score, column
+            statistics["Bleu"] = counts = bleu_counts(references, tokenized)
+            for order, (score, column) in enumerate(zip(bleu_of(counts.sum(0)), bleu_of(counts).T, strict=True), 1):
+                corpus[f"Bleu_{order}"], columns[f"Bleu_{order}"] = float(score), column
         if "ROUGE_L" in self.metrics:
             corpus["ROUGE_L"], columns["ROUGE_L"] = rouge_l(references, tokenized)
         if self.cider is not None:
             corpus["CIDEr"], columns["CIDEr"] = self.cider.score(tokenized)
         if self._meteor is not None:  # last: it may still be loading
             try:
-                corpus["METEOR"], columns["METEOR"] = self._meteor.score(references, tokenized)
+                corpus["METEOR"], columns["METEOR"], statistics["METEOR"] = self._meteor.score(references, tokenized)
             except (MeteorError, JavaNotFound) as error:  # not worth losing hours of training
                 log.warning("METEOR was not computed: %s", error)
                 not_computed["METEOR"] = str(error)
@@ -129,14 +153,15 @@ class CaptionScorer:
             image: {name: float(value) for name, value in zip(columns, row, strict=True)}
             for image, row in zip(tokenized, rows, strict=True)
         }
-        return Scores(corpus, per_image, self.tokenizer, not_computed)
+        said = dict(zip(tokenized, captions, strict=True))
+        return Scores(corpus, per_image, self.tokenizer, not_computed, statistics, said)
 
 
 def score_captions(
     candidates: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
     *,
-    tokenizer: Literal["ptb", "character", "script"] = "ptb",
+    tokenizer: Tokenization = "ptb",
     metrics: Sequence[str] = METRICS,
 ) -> Scores:
     """Scores raw captions once; see CaptionScorer for what it raises, and for scoring many times."""

@@ -11,7 +11,16 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO
 
+import numpy as np
+
 from src.metrics.java import java_environment, pycocoevalcap_folder, require_java
+
+STATISTICS = 23
+"""Numbers that METEOR is computed from, an image: lengths and function words of caption and reference, matched content
+and function words of both by each of four matchers, chunks, matched words of both."""
+_CHUNKS = 20
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # METEOR 1.5's for English
+_MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 _SEPARATOR = " ||| "
 _NORMALIZED = {"en", "cz", "de", "es", "fr"}  # the languages that METEOR has a normalizer for
@@ -19,6 +28,22 @@ _NORMALIZED = {"en", "cz", "de", "es", "fr"}  # the languages that METEOR has a 
 
 class MeteorError(RuntimeError):
     """METEOR's process ended or answered something else than scores; says what it printed."""
+
+
+def meteor_of(statistics: np.ndarray) -> np.ndarray:
+    """Sums of images' statistics (…, STATISTICS), as `Meteor.score` gives them → METEOR (…), as its Java computes it
+    for English: where a sum is drawn thousands of times, asking Java would take hours."""
+    length, other, function, other_function = (statistics[..., i] for i in range(4))
+    matched = statistics[..., 4:_CHUNKS].reshape(*statistics.shape[:-1], len(_MATCHERS), 4)
+    own = (_DELTA * matched[..., 0] + (1 - _DELTA) * matched[..., 2]) @ _MATCHERS
+    theirs = (_DELTA * matched[..., 1] + (1 - _DELTA) * matched[..., 3]) @ _MATCHERS
+    chunks, words, other_words = (statistics[..., _CHUNKS + i] for i in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = own / (_DELTA * (length - function) + (1 - _DELTA) * function)
+        recall = theirs / (_DELTA * (other - other_function) + (1 - _DELTA) * other_function)
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        fragmentation = chunks / ((words + other_words) / 2)
+        return np.nan_to_num(mean * (1 - _GAMMA * fragmentation**_BETA))
 
 
 class Meteor:
@@ -81,8 +106,9 @@ class Meteor:
 
     def score(
         self, references: Mapping[str, Sequence[str]], candidates: Mapping[str, Sequence[str]]
-    ) -> tuple[float, list[float]]:
-        """Corpus METEOR in [0, 1], from summed statistics, and each image's, in the candidates' order.
+    ) -> tuple[float, list[float], np.ndarray]:
+        """Corpus METEOR in [0, 1], from summed statistics, each image's, in the candidates' order, and those statistics
+        (images, STATISTICS), which `meteor_of` takes.
 
         Captions are space-joined tokens, one candidate an image. Raises JavaNotFound, or MeteorError when the
         process fails; the next call then starts a fresh one.
@@ -94,6 +120,7 @@ class Meteor:
                 statistics = self._ask(lines, len(lines))
                 scores = self._ask([_SEPARATOR.join(["EVAL", *statistics])], len(lines) + 1)
                 values = [float(score) for score in scores]
+                counts = np.array([row.split() for row in statistics], dtype=np.float64).reshape(-1, STATISTICS)
             except MeteorError:
                 self.close()
                 raise
@@ -103,7 +130,9 @@ class Meteor:
             except BaseException:  # interrupted: answers are still under way that would be taken for the next call's
                 self.close()
                 raise
-        return values[-1], values[:-1]
+        perfect = (counts[:, _CHUNKS] == 1) & (counts[:, -2:] == counts[:, :2]).all(1)
+        counts[perfect, _CHUNKS] = 0  # as METEOR itself adds captions up that equal their reference
+        return values[-1], values[:-1], counts
 
     def _ask(self, lines: Sequence[str], answers: int) -> list[str]:
         """Sends all lines at once, so that METEOR needn't wait for us in between, and reads answers."""

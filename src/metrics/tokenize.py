@@ -1,17 +1,30 @@
 """Captions to space-joined tokens for scoring: Penn Treebank for English, characters for Chinese.
 
 Every tokenizer takes and gives `{image: [caption, ...]}`, keeps order and number of captions, and keeps
-nothing between calls: a caller that scores against the same references again holds on to the result.
+nothing between calls: `cached` does, for the references that one scores against again and again.
 """
 
+import hashlib
+import json
 import re
 import subprocess
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
+from src.data.tokenizer import RJiebaTokenizer
+from src.files import write_atomically
 from src.metrics.java import JavaNotFound, java_environment, pycocoevalcap_folder, require_java
 
-__all__ = ["JavaNotFound", "character_tokenize", "ptb_tokenize", "ptb_tokenize_python", "share_of_chinese"]
+__all__ = [
+    "JavaNotFound",
+    "cached",
+    "character_tokenize",
+    "ptb_tokenize",
+    "ptb_tokenize_python",
+    "share_of_chinese",
+    "word_tokenize",
+]
 
 # pycocoevalcap drops these after tokenizing. Lower-casing makes -LRB- into -lrb-, so brackets in fact stay.
 PUNCTUATION = frozenset(
@@ -131,6 +144,32 @@ def character_tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[
 
 def _characters(caption: str) -> str:
     return " ".join(_CHARACTER_TOKEN.findall(unicodedata.normalize("NFKC", caption).lower()))
+
+
+def word_tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Chinese words as rjieba divides them; the rest as `character_tokenize`. Raises ImportError without rjieba."""
+    tokenizer = RJiebaTokenizer()
+    return _each(lambda caption: " ".join(tokenizer.tokens(caption)), captions)
+
+
+def cached(
+    tokenize: Callable[[Mapping[str, Sequence[str]]], dict[str, list[str]]],
+    captions: Mapping[str, Sequence[str]],
+    folder: Path,
+) -> dict[str, list[str]]:
+    """`tokenize(captions)`, kept in a folder as JSON under a digest of the captions and the tokenizer's name."""
+    images = list(captions)
+    given = json.dumps([tokenize.__name__, images, list(captions.values())], ensure_ascii=False)
+    path = folder / f"{hashlib.sha256(given.encode(errors='surrogatepass')).hexdigest()[:20]}.json"
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+        if list(map(len, groups)) == list(map(len, captions.values())):
+            return dict(zip(images, groups, strict=True))
+    except (FileNotFoundError, ValueError, TypeError):  # never made, or damaged: made anew
+        pass
+    found = tokenize(captions)
+    write_atomically(path, json.dumps(list(found.values()), ensure_ascii=False))
+    return found
 
 
 def _each(tokenize: Callable[[str], str], captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

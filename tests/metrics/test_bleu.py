@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
-from src.metrics.bleu import bleu
+from src.metrics.bleu import bleu, bleu_counts, bleu_of
 
 
 def test_equal_to_pycocoevalcap(tokenized):
@@ -13,6 +13,10 @@ def test_equal_to_pycocoevalcap(tokenized):
     expected, expected_per_image = Bleu(4).compute_score(references, candidates, verbose=0)
     np.testing.assert_allclose(corpus, expected, atol=1e-9)
     np.testing.assert_allclose(per_image, expected_per_image, atol=1e-9)
+    some = list(candidates)[3:8]
+    expected, _ = Bleu(4).compute_score({i: references[i] for i in some}, {i: candidates[i] for i in some}, verbose=0)
+    sums = bleu_counts(references, candidates)[3:8].sum(0)
+    np.testing.assert_allclose(bleu_of(np.stack([sums, sums])), [expected, expected], atol=1e-9)
 
 
 def test_by_hand():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from src.metrics.java import JavaNotFound, find_java, pycocoevalcap_folder
-from src.metrics.meteor import Meteor, MeteorError, shared_meteor
+from src.metrics.meteor import Meteor, MeteorError, meteor_of, shared_meteor
 
 JAVA = find_java()
 needs_java = pytest.mark.skipif(JAVA is None, reason="no Java")
@@ -30,17 +30,25 @@ def test_equal_to_pycocoevalcap_also_where_the_path_has_a_space(tokenized, tmp_p
     assert pycocoevalcap_folder("meteor").is_relative_to(packages)
     with Meteor() as meteor:
         meteor.start()  # both load at once
-        corpus, per_image = meteor.score(references, candidates)
+        corpus, per_image, statistics = meteor.score(references, candidates)
         expected, expected_per_image = published.compute_score(references, candidates)
         assert corpus == pytest.approx(expected, abs=1e-9)
         assert per_image == pytest.approx(expected_per_image, abs=1e-9)
         assert 0.2 < corpus < 0.9 and len(per_image) == len(candidates)
+        assert meteor_of(statistics.sum(0)) == pytest.approx(corpus, abs=1e-12), "our sums give METEOR's own figure"
+        singles = meteor_of(statistics)
+        assert singles == pytest.approx(per_image, abs=1e-12)
+        some = {image: candidates[image] for image in list(candidates)[2:7]}
+        assert meteor_of(statistics[2:7].sum(0)) == pytest.approx(meteor.score(references, some)[0], abs=1e-12)
+        perfect = {image: [references[image][0]] for image in list(references)[:4]}
+        exact = meteor.score(references, perfect)
+        assert meteor_of(exact[2].sum(0)) == pytest.approx(exact[0], abs=1e-12)
 
         # The same process answers again, in threads too, and lines of its own protocol don't confuse it.
         pid = meteor.pid
         results: list[tuple[float, list[float]]] = []
         threads = [
-            threading.Thread(target=lambda: results.append(meteor.score(references, candidates))) for _ in range(3)
+            threading.Thread(target=lambda: results.append(meteor.score(references, candidates)[:2])) for _ in range(3)
         ]
         for thread in threads:
             thread.start()
