@@ -245,7 +245,7 @@ class Captioner:
         pending = iter(images)
         while batch := list(islice(pending, batch_size)):
             opened = [self.open(image) if isinstance(image, str | Path) else image for image in batch]
-            seen = self.features(self._stacked(opened))
+            seen = self.features(self.stacked(opened))
             yield from self.captions(self.search(seen, attention), alternatives, seen)
 
     def open(self, path: str | Path) -> Image.Image | ReadRegions:
@@ -256,7 +256,7 @@ class Captioner:
         """
         return self.preprocess.decode(path) if self.regions is None else self.regions.read(str(path))
 
-    def _stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> torch.Tensor | Regions:
+    def stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> torch.Tensor | Regions:
         """Pictures or their regions as a batch of what the encoder takes."""
         regions = [each for each in opened if isinstance(each, ReadRegions)]
         pictures = [each for each in opened if isinstance(each, Image.Image)]

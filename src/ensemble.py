@@ -128,7 +128,7 @@ class EnsembleCaptioner(Captioner):
         drafts = [each.preprocess.draft * (each.preprocess.resize or each.preprocess.size) for each in self.members]
         return load_image(path, draft=max(drafts) if all(drafts) else None)
 
-    def _stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> Any:
+    def stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> Any:
         """Pictures as a batch of pixels for each member; those of one transform share theirs."""
         pictures = [load_image(each) for each in opened if isinstance(each, Image.Image)]
         if len(pictures) < len(opened):

@@ -88,7 +88,7 @@ def test_one_alone_or_twice_is_the_captioner_itself(paths, pictures):
 
 
 def test_members_of_one_transform_share_the_pixels(paths, pictures):
-    first, second, third = load(paths)._stacked([Image.open(path) for path in pictures])
+    first, second, third = load(paths).stacked([Image.open(path) for path in pictures])
     assert first is second and first.shape == (5, 3, 32, 32) and third.shape == (5, 3, 64, 64)
 
 

@@ -25,11 +25,12 @@ class ContentWords:
 
     def __init__(self, forms: Mapping[Form, tuple[str, str]]) -> None:
         """`forms` gives each form (as `named.split_words` splits it) its part, or "none", and its concept."""
-        self._forms = dict(forms)
-        self._finder = Forms(forms)
+        self.forms = dict(forms)
+        self.finder = Forms(forms)
+        """What finds the forms in a caption."""
         self.concepts: dict[str, list[str]] = {part: [] for part in PARTS}
         """Of each part, in the list's order."""
-        for part, concept in dict.fromkeys(self._forms.values()):
+        for part, concept in dict.fromkeys(self.forms.values()):
             if part != NONE:
                 self.concepts[part].append(concept)
 
@@ -46,8 +47,8 @@ class ContentWords:
         """The concepts of each of PARTS that a caption says. It may be raw or tokenized, in any case; forms are
         found as `named.Forms` finds them, among the list's both languages."""
         said: dict[str, set[str]] = {part: set() for part in PARTS}
-        for form in self._finder.said(caption):
-            part, concept = self._forms[form]
+        for form in self.finder.said(caption):
+            part, concept = self.forms[form]
             if part != NONE:
                 said[part].add(concept)
         return said
