@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,vectors,chinese,regions,wandb,dev
+EXTRAS := java,scenes,weights,vectors,chinese,regions,wandb,clip,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest test-flickr8k lint bench clean
+.PHONY: help install demo test test-slow test-oldest test-flickr8k test-browser lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,15 @@ test-oldest: $(OLDEST)/installed ## the same with the lowest versions of everyth
 
 test-flickr8k: $(VENV)/installed ## a short training on Flickr8k's photographs, their folder in FLICKR8K
 	$(RUN) -m pytest -m flickr8k
+
+test-browser: $(VENV)/browser ## the pages in a real Chromium (Debian: apt-get install chromium)
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+		echo "no Chromium on the PATH: install one (Debian: apt-get install chromium)"; exit 1
+	$(RUN) -m pytest -m browser
+
+$(VENV)/browser: $(VENV)/installed
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[browser]'
+	@touch $@
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(VENV)/bin/ruff check .

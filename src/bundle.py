@@ -198,5 +198,5 @@ def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
     ]
     if scores:
         lines += ["", "| score | value |", "| --- | --- |"]
-        lines += [f"| {key} | {json.dumps(value)} |" for key, value in scores.items()]
+        lines += [f"| {key} | {json.dumps(value)} |" for key, value in scores.items() if value is not None]
     return "\n".join([*lines, ""])

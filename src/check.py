@@ -40,6 +40,7 @@ from src.model import TRAINING, ConfigError, build, instantiate, locate
 from src.objectives import Objective
 from src.prepare.scenes import make_scenes
 from src.ranges import at_least
+from src.results import PerImage, check_per_image
 from src.runs import last_checkpoint, run_folder
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
@@ -69,7 +70,14 @@ REFUSALS = (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationEx
 Choice: Any = Literal  # of names that are known at run time only
 PRECISION = Literal["auto"] | typing.get_type_hints(lightning.Trainer.__init__)["precision"]
 FIELDS: dict[str, Any] = {
-    "model": str | list[str],
+    "model": str | list[str] | None,
+    "predictions": str | None,
+    "references": str | None,
+    "images": str | None,
+    "training": str | None,
+    "spice": str | None,
+    "clip": str | None,
+    "per_image": PerImage,
     "diversity": int | None,
     "ckpt": str | None,
     "init": str | None,
@@ -416,10 +424,60 @@ def check_search(node: Mapping[str, Any]) -> None:
     _construct("generation", node)
 
 
+OF_MODELS = ("generation", "regions", "length", "tags", "calibrate", "reuse")
+"""Fields of an evaluation that captions which are there already have no use for."""
+OF_PREDICTIONS = ("references", "images", "training")
+
+
+def evaluated(config: Mapping[str, Any]) -> str:
+    """Which of `model`, `predictions`, `baseline` an evaluation is of.
+
+    Raises:
+        ConfigError: of none, or of several.
+    """
+    given = [name for name in ("model", "predictions", "baseline") if config.get(name) not in (None, "")]
+    if len(given) == 1:
+        return given[0]
+    wanted = "model=RUN, predictions=FILE or baseline=CHOICE"
+    raise ConfigError(
+        f"{' and '.join(given)}: give one of {wanted}" if given else f"what is to be scored? Give {wanted}"
+    )
+
+
 def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
     at_least(2, "", diversity=config["diversity"])
+    check_per_image(config["per_image"])
+    source = evaluated(config)
+    unused = {"model": OF_PREDICTIONS, "predictions": (*OF_MODELS, "limit"), "baseline": (*OF_MODELS, *OF_PREDICTIONS)}
+    for name in (*unused[source], *(["diversity"] if source == "baseline" else [])):
+        if config.get(name):
+            raise ConfigError(f"{name}={shown(config[name])}: {source}={shown(config[source])} has no use for it")
+    for name in ("spice", "clip", "images"):
+        if here and config[name] and not Path(config[name]).is_dir():
+            raise ConfigError(f"{name}={config[name]}: no such folder")
+    if source == "model":
+        _check_model_evaluation(config, here)
+    if config["device"] is not None:
+        _check_device(config["device"], here)
+    if source == "predictions" and config["references"]:
+        return  # which need no data
+    for name in ("images", "training"):
+        if config[name]:
+            raise ConfigError(f"{name}={config[name]}: it goes with references=FILE; the data has its own")
+    data, split = config["data"], config["split"]
+    _check_data(data, here)
+    if data["split"] is None and not data[split]:
+        given = ", ".join(name for name in SPLITS if data[name])
+        raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")
+    if source == "baseline":
+        _construct("baseline", config["baseline"])
+        if not data["train"]:
+            raise ConfigError("data.train is not set: a baseline's captions are the training captions")
+
+
+def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
     models = named_models(config["model"])
     if not models:
         raise ConfigError("model=[]: name a captioner, or several of one vocabulary")
@@ -431,18 +489,13 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     if config.get("generation"):
         _construct("generation", config["generation"])
     tag_tokens(config["tags"] or "")
-    data, split = config["data"], config["split"]
-    _check_data(data, here)
-    if data["split"] is None and not data[split]:
-        given = ", ".join(name for name in SPLITS if data[name])
-        raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")
-    if config["device"] is not None:
-        kind = str(config["device"]).partition(":")[0]
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if kind not in there or (here and not there[kind]):
-            raise ConfigError(
-                f"device={config['device']}: choose one of {', '.join(k for k in there if there[k])}, or null"
-            )
+
+
+def _check_device(name: str, here: bool) -> None:
+    kind = str(name).partition(":")[0]
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if kind not in there or (here and not there[kind]):
+        raise ConfigError(f"device={name}: choose one of {', '.join(k for k in there if there[k])}, or null")
 
 
 def named_models(model: str | list[str]) -> list[str]:
@@ -460,6 +513,8 @@ def _check_calibration(config: Mapping[str, Any], models: list[str]) -> None:
         raise ConfigError("calibrate=true: it is kept in a bundle/ directory, so model is to be one")
     if "CIDEr" not in config["metrics"]:
         raise ConfigError("calibrate=true: confidence is calibrated to CIDEr; add it to metrics")
+    if config["leave_one_out"]:
+        raise ConfigError("calibrate=true: confidence is calibrated to all references; set leave_one_out=false")
 
 
 def _check_kind(path: str, node: Any, kind: type) -> None:

@@ -1,6 +1,9 @@
-"""Score a captioner: `python -m src.evaluate model=runs/…/bundle data=scenes split=test output=DIR`."""
+"""Score captions: `python -m src.evaluate model=runs/…/bundle data=scenes split=test output=DIR`."""
 
+import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +12,30 @@ from omegaconf import DictConfig
 
 from src.bundle import CALIBRATION, bundle_folder
 from src.captioner import Captioner
-from src.check import check, named_models
+from src.check import check, evaluated, named_models
 from src.command import command
 from src.confidence import Calibration
-from src.config import CONF, keep_freed_memory, one_sentence, plain, precision
+from src.config import CONF, device, keep_freed_memory, one_sentence, plain, precision
 from src.data.control import REFERENCE, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
+from src.data.vocabulary import Vocabulary
+from src.encoders.base import Encoder
 from src.ensemble import EnsembleCaptioner
-from src.evaluation import evaluate, references_digest, report_scores
-from src.model import ConfigError
+from src.evaluation import (
+    evaluate,
+    evaluate_captions,
+    recorded,
+    references_of,
+    report_scores,
+    scoring_of,
+    training_captions,
+)
+from src.help import choice_fields, choices
+from src.model import ConfigError, instantiate
+from src.predictions import of_images, read_predictions, read_references
+from src.results import META, references_digest
+from src.scoring import Scoring
 from src.train import build_data, cache_features, nouns_file
 
 
@@ -26,6 +43,31 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """Evaluate what the config names; returns the scores."""
     check(config, "evaluate")
     keep_freed_memory()
+    source = evaluated(config)
+    output = Path(config["output"] or Path("runs") / "evaluate" / _usual_name(config, source))
+    how = Scoring(
+        metrics=config["metrics"],
+        leave_one_out=config["leave_one_out"],
+        spice=Path(config["spice"]) if config["spice"] else None,
+        clip=Path(config["clip"]) if config["clip"] else None,
+    )
+    title = {"model": _of_model, "predictions": _of_predictions, "baseline": _of_baseline}[source](config, how, output)
+    return report_scores(title, output)
+
+
+def _usual_name(config: dict[str, Any], source: str) -> str:
+    if source == "predictions":
+        return Path(config["predictions"]).stem
+    return config["split"] if source == "model" else f"{_choice(config['baseline'])}-{config['split']}"
+
+
+def _choice(baseline: Mapping[str, Any]) -> str:
+    """The name of a baseline's choice in conf/."""
+    kinds = {choice_fields("baseline", choice)["_target_"]: choice for choice in choices("baseline")}
+    return kinds[baseline["_target_"]]
+
+
+def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
     models = named_models(config["model"])
     captioner = EnsembleCaptioner.load_all(models, device_name=config["device"], precision_name=config["precision"])
     if config.get("generation"):
@@ -39,7 +81,6 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     captioner.ask(None if length == REFERENCE else length, config["tags"])
     if length == REFERENCE:
         nearest_length(captioner.vocabulary, 0)  # a captioner that knows no lengths is refused before any work
-    output = Path(config["output"] or Path("runs") / "evaluate" / split)
     views = [
         build_data(
             {
@@ -55,8 +96,15 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         data.restrict(split, tag_tokens(config["tags"]))
     views[0].images(split)  # an unknown split is refused before any work
     title = " + ".join(models)
-    if config["reuse"] and _scored_before(output, captioner, views[0], config):
-        return report_scores(title, output)
+    about = {
+        "model_weights": state_digest(captioner.model),
+        "generation": captioner.config["generation"],
+        "control": captioner.control,
+        "length": length,
+        "diversity": config["diversity"],
+    }
+    if config["reuse"] and not config["calibrate"] and _scored_before(output, views[0], how, config, about):
+        return title
     for member, data in zip(captioner.members, views, strict=True):
         cache_features(
             {"data": config["data"], "encoder": member.config["encoder"]},
@@ -71,17 +119,95 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         views,
         split,
         output,
-        metrics=config["metrics"],
+        how=how,
         nouns=nouns_file(config),
         pictures=config["pictures"],
         meta={"model": config["model"], "seed": _seeds(captioner)},
         limit=config["limit"],
         length=length,
         diversity=config["diversity"],
+        per_image=config["per_image"],
     )
     if config["calibrate"]:
         _calibrate(Path(models[0]), output)
-    return report_scores(title, output)
+    return title
+
+
+def _of_predictions(config: dict[str, Any], how: Scoring, output: Path) -> str:
+    path, count = Path(config["predictions"]), config["diversity"] or 1
+    data = training = None
+    if config["references"]:
+        references = read_references(Path(config["references"]), Path(config["images"]) if config["images"] else None)
+        how = replace(how, tokenizer="script", cache=Path(config["data"]["cache_dir"]) / "tokenized")
+        origin: dict[str, Any] = {"data": Path(config["references"]).name, "split": None}
+        if config["training"]:
+            every = read_references(Path(config["training"])).captions.values()
+            training = [text for group in every for text in group]
+    else:
+        data = _data(config)
+        references = of_images(references_of(data, config["split"]), data.root)
+        how, training = scoring_of(data, how), training_captions(data)
+        origin = {"data": data.root.resolve().name, "split": config["split"]}
+    captions = read_predictions(path, references, count)
+    digest = hashlib.sha256(json.dumps(captions, ensure_ascii=False).encode()).hexdigest()[:16]
+    evaluate_captions(
+        captions,
+        references.captions,
+        output,
+        root=references.root,
+        how=how,
+        meta={**origin, "predictions": str(path), "captions": digest},
+        training=training,
+        nouns=nouns_file(config) if data else None,
+        pictures=config["pictures"],
+        diversity=config["diversity"],
+        per_image=config["per_image"],
+    )
+    return str(path)
+
+
+def _of_baseline(config: dict[str, Any], how: Scoring, output: Path) -> str:
+    baseline, split = instantiate(config["baseline"]), config["split"]
+    data = _data(config, getattr(baseline, "config", {}).get("transform"))
+    references = references_of(data, split, config["limit"])
+    kind = config["device"] or device()
+
+    def computing(encoder: Encoder, encoder_config: dict[str, Any], splits: list[str]) -> None:
+        arithmetic = precision(config["precision"], kind)
+        cache_features({"data": config["data"], "encoder": encoder_config}, data, encoder, splits, kind, arithmetic)
+
+    said = baseline(data, split, computing)
+    human = said is None
+    how = scoring_of(data, replace(how, leave_one_out=how.leave_one_out or human))
+    evaluate_captions(
+        None if human else {image: [said[image]] for image in references},
+        references,
+        output,
+        root=data.root,
+        how=how,
+        meta={
+            "data": data.root.resolve().name,
+            "split": split,
+            "limit": config["limit"],
+            "baseline": config["baseline"],
+        },
+        training=training_captions(data),
+        nouns=nouns_file(config),
+        pictures=config["pictures"],
+        per_image=config["per_image"],
+    )
+    return f"baseline={_choice(config['baseline'])}"
+
+
+def _data(config: dict[str, Any], transform: Mapping[str, Any] | None = None) -> CaptionData:
+    """The data for what is no captioner: English or Chinese as its captions are, and with no use for a vocabulary."""
+    parts = {
+        "transform": transform or choice_fields("transform", "squash"),
+        "tokenizer": choice_fields("tokenizer", "mixed"),
+    }
+    return build_data(
+        {"data": config["data"], "encoder": {}, **parts}, vocabulary=Vocabulary.build([["word"]], min_count=1)
+    )
 
 
 def _seeds(captioner: Captioner) -> Any:
@@ -97,26 +223,21 @@ def _calibrate(model: Path, output: Path) -> None:
         ConfigError: they gave none.
     """
     if not (output / CALIBRATION).exists():
-        reason = json.loads((output / "meta.json").read_text(encoding="utf-8"))["not_computed"]["confidence_ece"]
+        reason = json.loads((output / META).read_text(encoding="utf-8"))["not_computed"]["confidence_ece"]
         raise ConfigError(f"calibrate=true: {reason}; the scores are in {output}, and the bundle is as it was")
     Calibration.load(output / CALIBRATION).save(bundle_folder(model) / CALIBRATION)
 
 
-def _scored_before(output: Path, captioner: Captioner, data: CaptionData, config: dict[str, Any]) -> bool:
-    """Whether `output` holds the scores of these very weights, search, references, metrics and control tokens."""
-    if not (output / "meta.json").exists():
+def _scored_before(
+    output: Path, data: CaptionData, how: Scoring, config: dict[str, Any], about: Mapping[str, Any]
+) -> bool:
+    """Whether `output` holds scores of the same kinds, of these very weights, search, references and control tokens."""
+    if not (output / META).exists():
         return False
-    meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
-    return bool(
-        meta["model_weights"] == state_digest(captioner.model)
-        and meta["generation"] == captioner.config["generation"]
-        and meta["references"] == references_digest(data, config["split"], config["limit"])
-        and meta["metrics"] == list(config["metrics"])
-        and meta.get("control", []) == captioner.control
-        and meta.get("length") == config["length"]
-        and meta.get("diversity") == config["diversity"]
-        and not config["calibrate"]
-    )
+    meta = json.loads((output / META).read_text(encoding="utf-8"))
+    digest = references_digest(references_of(data, config["split"], config["limit"]))
+    wanted = {**about, **recorded(how), "references": digest}
+    return all(name in meta and meta[name] == value for name, value in wanted.items())
 
 
 @command("evaluate")

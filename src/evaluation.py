@@ -1,13 +1,12 @@
-"""A captioner on a split of data → scores.json and its companions."""
+"""Captions of a split of data, a captioner's or anybody's → a folder of results: scores.json and its companions."""
 
-import csv
-import hashlib
 import json
 import logging
-import os
+import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,14 +23,16 @@ from src.data.control import REFERENCE, asked_length, length_token, nearest_leng
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.decoders.base import map_tensors
-from src.files import write_atomically
 from src.metrics import diversity as differences
-from src.metrics.captions import METRICS, CaptionScorer
-from src.metrics.named import named_shares
 from src.objectives.cross_entropy import CrossEntropy
-from src.report import Example, evenly, nothing, score_text, write_report
+from src.report import score_text, write_report
+from src.results import Looks, PerImage, read_results, references_digest, write_results
+from src.scoring import Scored, Scorer, Scoring, read_nouns
 
 log = logging.getLogger(__name__)
+
+MOST_LOOKS = 5000
+"""Pictures whose attention is kept: beyond, it would fill memory and disk, and a report shows a few."""
 
 
 def code_version() -> str:
@@ -44,39 +45,57 @@ def code_version() -> str:
     return f"{src.__version__}+{revision}"
 
 
+def references_of(data: CaptionData, split: str, limit: int | None = None) -> dict[str, list[str]]:
+    """The first `limit` images of a split, in order, and their captions."""
+    table = data.tables[split]
+    return dict(zip(table.images[:limit], table.captions[:limit], strict=True))
+
+
+def scoring_of(data: CaptionData, how: Scoring | None = None) -> Scoring:
+    """How captions of this data are scored: by its own tokenization, which its cache keeps."""
+    return replace(how or Scoring(), tokenizer=data.tokenizer.evaluation, cache=data.cache_dir / "tokenized")
+
+
+def training_captions(data: CaptionData) -> list[str] | None:
+    """All of them, or None where the data has none."""
+    table = data.tables.get("train")
+    return None if table is None else [text for group in table.captions for text in group]
+
+
 def evaluate(
     captioner: Captioner,
     data: CaptionData | Sequence[CaptionData],
     split: str,
     output: Path,
     *,
-    metrics: Sequence[str] = METRICS,
+    how: Scoring | None = None,
     nouns: Path | None = None,
     pictures: int = 24,
     meta: Mapping[str, Any] | None = None,
     limit: int | None = None,
     length: int | str | None = None,
     diversity: int | None = None,
+    per_image: PerImage = "csv",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Caption every image of a split with the captioner's own search, score, and write to `output`: scores.json (flat,
-    fractions), meta.json, captions.tsv, per_image.csv, report.html, and where confidence can be calibrated on the
-    split, calibration.json.
+    """Caption every image of a split with the captioner's own search, score, and write results to `output`: what
+    `write_results` says, report.html, and where confidence can be calibrated on the split, calibration.json.
 
     Args:
         captioner: what is evaluated.
         data: with the captioner's own preprocessing, tokenizer and vocabulary; of an ensemble one a member.
         split: train, val or test.
         output: the folder to write to.
-        metrics: which of pycocoevalcap's scores.
+        how: what is scored; its tokenizer and cache are the data's.
         nouns: a JSON file of the nouns each picture shows, by part; adds `<part>_named`.
-        pictures: how many the report shows, evenly spread over the split.
+        pictures: how many the report shows.
         meta: what else to record.
         limit: only that many images, for a trial.
         length: what captions are asked for, as `Captioner.ask` was told, or `reference`: each image's caption is asked
             for the number of words of its own first reference, or the nearest that the captioner knows. Adds
             `length_within_1`, the share of captions that are at most a word longer or shorter than was asked for.
         diversity: score so many captions a picture besides: how they differ, and their best.
+        per_image: what scores of single images are written as.
         progress: show a bar.
 
     Returns:
@@ -84,11 +103,12 @@ def evaluate(
     """
     views = [data] if isinstance(data, CaptionData) else list(data)
     data, together = views[0], len(captioner.members) > 1
-    images = data.images(split)
-    names = images.images[:limit]
-    shown = evenly(len(names), pictures)
-    references = {name: images.captions[i] for i, name in enumerate(names)}
-    scorer = CaptionScorer(references, tokenizer=data.tokenizer.evaluation, metrics=metrics)  # METEOR begins to load
+    how = scoring_of(data, how)
+    references = references_of(data, split, limit)
+    names = list(references)
+    known = None if nouns is None else read_nouns(nouns, names)
+    # METEOR begins to load.
+    scorer = Scorer(references, how, data.root, training_captions(data), known)
     wanted = wanted_lengths(captioner, list(references.values()), data, length)
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)
@@ -122,35 +142,32 @@ def evaluate(
             searching += time.perf_counter() - start
             searched += len(found)
             found = [c._replace(alternatives=[a._replace(attention=None) for a in c.alternatives]) for c in found]
-            captions += [c if first + i in shown else c._replace(attention=None) for i, c in enumerate(found)]
+            captions += [c if first + i < MOST_LOOKS else c._replace(attention=None) for i, c in enumerate(found)]
             bar.update(len(found))
             if len(captions) >= len(names):
                 break
     captions = captions[: len(names)]
 
-    candidates = {name: caption.text for name, caption in zip(names, captions, strict=True)}
-    result = scorer.score(candidates)
-    scores: dict[str, Any] = dict(result.corpus)
-    not_computed = dict(result.not_computed)
-    scores["next_token_accuracy"] = None if together else correct / max(tokens, 1)
-    scores["cross_entropy"] = None if together else nats / max(tokens, 1)
-    if together:
-        not_computed |= dict.fromkeys(("next_token_accuracy", "cross_entropy"), "an ensemble is searched, not taught")
+    said = {name: caption.text for name, caption in zip(names, captions, strict=True)}
+    scored = scorer.score(said)
+    more: dict[str, Any] = {
+        "next_token_accuracy": None if together else correct / max(tokens, 1),
+        "cross_entropy": None if together else nats / max(tokens, 1),
+        "perplexity": None if together else math.exp(min(nats / max(tokens, 1), 700)),
+    }
+    not_computed = dict.fromkeys(more, "an ensemble is searched, not taught") if together else {}
     if wanted:
         near = [abs(len(c.words) - words) <= 1 for c, words in zip(captions, wanted, strict=True)]
-        scores["length_within_1"] = sum(near) / len(near)
+        more["length_within_1"] = sum(near) / len(near)
+    every = {name: [caption, *caption.alternatives] for name, caption in zip(names, captions, strict=True)}
+    words = {name: [" ".join(each.words) for each in group] for name, group in every.items()}
+    more["vocabulary_share"] = differences.words_used(words, captioner.vocabulary.index)
     if diversity:
-        scores |= _diversity(captioner, data, captions, names, scorer)
-    sure = _confidence(captions, names, result.per_image)
-    scores |= sure.scores
+        more |= diversity_of({name: [each.text for each in group] for name, group in every.items()}, scorer)
+    sure = _confidence(captions, names, scored)
+    more |= sure.scores
     not_computed |= {name: sure.reason for name, value in sure.scores.items() if value is None}
-    if nouns is not None:
-        table = json.loads(Path(nouns).read_text(encoding="utf-8"))
-        scores |= named_shares(candidates, {name: table[name] for name in names})
-    scores["images"] = len(names)
     weights = [member.model.encoder.backbone.weights_used for member in captioner.members]
-    scores["encoder_weights"] = ", ".join(dict.fromkeys(weights))
-
     record = {
         "model_weights": state_digest(captioner.model),
         "parameters": sum(weight.numel() for weight in captioner.model.parameters()),
@@ -158,51 +175,123 @@ def evaluate(
         "data": data.root.resolve().name,
         "split": split,
         "limit": limit,
-        "references": references_digest(data, split, limit),
-        "metrics": list(metrics),
-        "tokenization": result.tokenizer,
         "generation": captioner.config.get("generation"),
         "control": captioner.control,
         "length": length,
         "diversity": diversity,
-        "not_computed": not_computed,
-        "code": code_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "preprocess": captioner.preprocess.to_dict(),
         **(meta or {}),
     }
-    output.mkdir(parents=True, exist_ok=True)
-    for name in ("meta.json", CALIBRATION):
-        (output / name).unlink(missing_ok=True)
+    (output / CALIBRATION).unlink(missing_ok=True)
     if sure.calibration is not None:
+        output.mkdir(parents=True, exist_ok=True)
         sure.calibration.save(output / CALIBRATION)
-    write_atomically(output / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(output / "captions.tsv", "".join(f"{name}\t{text}\n" for name, text in candidates.items()))
-    _write_per_image(output / "per_image.csv", candidates, result.per_image)
-    examples = [
-        Example(
-            data.root / names[i],
-            captions[i].text,
-            captions[i].words,
-            captions[i].attention,
-            captions[i].boxes,
-            references[names[i]],
-            result.per_image[names[i]],
-            None if data.has_picture(names[i]) else nothing(),
-        )
-        for i in shown
-    ]
-    write_report(
-        output / "report.html",
-        title=f"Captions of {data.root.name}, {split}",
-        scores=scores,
-        not_computed=not_computed,
-        meta=record,
-        examples=examples,
-        preprocess=captioner.preprocess,
+    return keep(
+        output,
+        said,
+        scorer,
+        scored,
+        {**more, "images": len(names), "encoder_weights": ", ".join(dict.fromkeys(weights))},
+        record,
+        not_computed,
+        {
+            name: Looks(caption.words, caption.attention, caption.boxes)
+            for name, caption in zip(names, captions, strict=True)
+            if caption.attention is not None and caption.boxes is not None and caption.words
+        },
+        per_image,
+        pictures,
     )
-    # Last, so that it never stands beside older results.
-    write_atomically(output / "meta.json", json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def evaluate_captions(
+    captions: Mapping[str, Sequence[str]] | None,
+    references: Mapping[str, Sequence[str]],
+    output: Path,
+    *,
+    root: Path,
+    how: Scoring,
+    meta: Mapping[str, Any],
+    training: Sequence[str] | None = None,
+    nouns: Path | None = None,
+    pictures: int = 24,
+    diversity: int | None = None,
+    per_image: PerImage = "csv",
+) -> dict[str, Any]:
+    """Score captions that are there, and write results to `output`, as `evaluate` does.
+
+    Args:
+        captions: of each image, the first of which is scored; None, with `how.leave_one_out`: the references
+            themselves.
+        references: of the same images.
+        output: the folder to write to.
+        root: the folder that images are relative to.
+        how: what is scored.
+        meta: what else to record, such as where they come from.
+        training: the training captions; adds `novel_share`.
+        nouns, pictures, diversity, per_image: as in `evaluate`.
+
+    Returns:
+        What scores.json holds.
+    """
+    known = None if nouns is None else read_nouns(nouns, list(references))
+    scorer = Scorer(references, how, root, training, known)
+    said = None if captions is None else {image: group[0] for image, group in captions.items()}
+    scored = scorer.score(said)
+    more: dict[str, Any] = {"images": len(references)}
+    if diversity and captions is not None:
+        more = diversity_of(captions, scorer) | more
+    record = {"diversity": diversity, **meta}
+    return keep(output, said or scorer.foldings[0][0], scorer, scored, more, record, {}, {}, per_image, pictures)
+
+
+def keep(
+    output: Path,
+    captions: Mapping[str, str],
+    scorer: Scorer,
+    scored: Scored,
+    more: Mapping[str, Any],
+    record: Mapping[str, Any],
+    not_computed: Mapping[str, str],
+    looks: Mapping[str, Looks],
+    per_image: PerImage,
+    pictures: int,
+) -> dict[str, Any]:
+    """Write results and their report; returns what scores.json holds.
+
+    Args:
+        output: the folder.
+        captions: one an image, in the references' order.
+        scorer: what scored them.
+        scored: what they scored.
+        more: further scores.
+        record: of meta.json, what is the captions' own.
+        not_computed: why some of `more` are None.
+        looks: where words looked.
+        per_image, pictures: as in `evaluate`.
+    """
+    scores = {**scored.corpus, **more}
+    meta = {
+        "references": references_digest(scorer.references),
+        "tokenization": scored.tokenizer,
+        **recorded(scorer.how),
+        "not_computed": {**scored.not_computed, **not_computed},
+        "root": None if scorer.root is None else str(scorer.root.resolve()),
+        "code": code_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **record,
+    }
+    for alarm in scored.alarms:
+        log.warning("%s: %s", output, alarm)
+    write_results(output, captions, scorer.references, scored, scores, meta, looks, per_image)
+    write_report(output / "report.html", [read_results(output)], pictures=pictures)
     return scores
+
+
+def recorded(how: Scoring) -> dict[str, Any]:
+    """What meta.json says of how captions were scored."""
+    folders = {name: None if path is None else str(path) for name, path in (("spice", how.spice), ("clip", how.clip))}
+    return {"metrics": list(how.metrics), "leave_one_out": how.leave_one_out, **folders}
 
 
 def wanted_lengths(
@@ -225,42 +314,17 @@ def wanted_lengths(
     return wanted
 
 
-def _diversity(
-    captioner: Captioner, data: CaptionData, captions: Sequence[Caption], names: Sequence[str], scorer: CaptionScorer
-) -> dict[str, float | None]:
-    """How several captions a picture differ, what the best scores, how many are no training caption."""
-    every = {name: [caption, *caption.alternatives] for name, caption in zip(names, captions, strict=True)}
-    scores = differences.diversity({name: [each.text for each in group] for name, group in every.items()}, scorer)
-    words = {name: [" ".join(each.words) for each in group] for name, group in every.items()}
-    scores["vocabulary_share"] = differences.words_used(words, captioner.vocabulary.index)
-    if "train" in data.tables:
-        scores["novel_share"] = differences.novel(words, {" ".join(tokens) for tokens in data.training_tokens()})
-    return scores
+def diversity_of(samples: Mapping[str, Sequence[str]], scorer: Scorer) -> dict[str, float | None]:
+    """How several raw captions a picture differ, what the best scores, how many are no training caption."""
+    scores = differences.diversity(samples, scorer.scorers[0])
+    novel = scorer.novel_share(caption for group in samples.values() for caption in group)
+    return scores if novel is None else {**scores, "novel_share": novel}
 
 
-def _confidence(
-    captions: Sequence[Caption], names: Sequence[str], per_image: Mapping[str, Mapping[str, float]]
-) -> Assessed:
+def _confidence(captions: Sequence[Caption], names: Sequence[str], scored: Scored) -> Assessed:
     means = [mean_log_prob(caption.log_probs) for caption in captions]
-    known = all("CIDEr" in per_image[name] for name in names)
-    return assess(means, [per_image[name]["CIDEr"] for name in names] if known else None)
-
-
-def references_digest(data: CaptionData, split: str, limit: int | None = None) -> str:
-    """A digest of a split's images, in order, and their references."""
-    table = data.tables[split]
-    rows = list(zip(table.images, table.captions, strict=True))[:limit]
-    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-def _write_per_image(path: Path, captions: Mapping[str, str], scores: Mapping[str, Mapping[str, float]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    columns = list(next(iter(scores.values())))
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "caption", *columns])
-        writer.writerows([name, text, *(scores[name][c] for c in columns)] for name, text in captions.items())
-    os.replace(partial, path)
+    known = all("CIDEr" in scored.per_image[name] for name in names)
+    return assess(means, [scored.per_image[name]["CIDEr"] for name in names] if known else None)
 
 
 def score_table(scores: Mapping[str, Any], not_computed: Mapping[str, str]) -> str:
@@ -276,7 +340,10 @@ def report_scores(title: str, output: Path) -> dict[str, Any]:
     """Print what a folder of results holds, and where its report is; returns the scores."""
     scores = json.loads((output / "scores.json").read_text(encoding="utf-8"))
     meta = json.loads((output / "meta.json").read_text(encoding="utf-8"))
-    print(f"\n{title}, {meta['split']}, × 100 where a score is a share:")
+    of = f", {meta['split']}" if meta.get("split") else ""
+    print(f"\n{title}{of}, × 100 where a score is a share:")
     print(score_table(scores, meta["not_computed"]))
+    for alarm in meta.get("alarms", ()):
+        print(f"  warning: {alarm}")
     print(f"  report with pictures: {output / 'report.html'}")
     return scores

@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from src.curves import curves_svg, read_curve
+from src.charts import Line, line_chart
+from src.curves import read_curve
 from src.files import write_atomically
 from src.metrics import is_fraction
 
@@ -386,10 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.curve:
             if not rows:
                 raise ValueError("no runs to draw: look at them without --curve first")
-            curves = {str(row["run"]): read_curve(options.root / str(row["run"]), options.score) for row in rows}
             share = is_fraction(options.score)
+            lines = []
+            for i, name in enumerate(str(row["run"]) for row in rows):
+                curve = read_curve(options.root / name, options.score)
+                lines.append(Line(name, [(epoch, (100 if share else 1) * value) for epoch, value in curve], i))
             label = f"validation {options.score}" + (" × 100" if share else "")
-            write_atomically(options.curve, curves_svg(curves, label, 100 if share else 1))
+            write_atomically(options.curve, line_chart(lines, title=f"{label} by epoch", across="epoch", up=label))
             print(f"{len(rows)} runs: {options.curve}")
         elif options.csv and options.csv != "-":
             write_atomically(Path(options.csv), csv_table(columns, rows))

@@ -15,6 +15,7 @@ from src.data.tokenizer import Tokenizer
 from src.data.vocabulary import PAD, Vocabulary
 from src.generation.base import Search
 from src.metrics.captions import CaptionScorer
+from src.metrics.degenerate import degenerate
 from src.metrics.gather import GatheredCaptions
 from src.model import TRAINING, CaptioningModel, instantiate
 from src.objectives.base import Objective
@@ -175,6 +176,8 @@ class CaptioningModule(lightning.LightningModule):
             )
         scored = self.scorer[1].score(captions)
         self.captioned = {i: (captions[str(i)], scored.per_image[str(i)]) for i in index}
+        for alarm in degenerate(list(scored.tokenized.values()), self.scorer[1].references):
+            log.warning("validation after epoch %d: %s", self.current_epoch + 1, alarm)
         for i in index[:2]:
             log.info("“%s”  (a reference: “%s”)", captions[str(i)], self.references[i][0])
         return {name: float(value) for name, value in scored.corpus.items() if value is not None}

@@ -1,9 +1,7 @@
-import xml.etree.ElementTree as ElementTree
-
 import pytest
 
 from src import runs
-from src.curves import curves_svg, read_curve
+from src.curves import read_curve, read_gap
 
 
 def write(run, rows):
@@ -22,16 +20,31 @@ def test_a_curve_is_the_scores_of_the_validations(tmp_path):
         read_curve(tmp_path / "b", "CIDEr")
 
 
-@pytest.mark.parametrize("curve", [[(1, 0.5)], [(1, 0.2), (2, 0.2)], [(n, 0.02 * n) for n in range(1, 41)]])
-def test_every_point_lies_in_the_picture(curve):
-    picture = ElementTree.fromstring(curves_svg({"a <run>": curve, "b": [(1, 0.1)]}, "CIDEr × 100", 100))
-    _, _, width, height = map(float, picture.get("viewBox").split())
-    circles = [e for e in picture.iter() if e.tag.endswith("circle")]
-    assert len(circles) == len(curve) + 1
-    assert all(0 < float(c.get("cx")) < width and 0 < float(c.get("cy")) < height for c in circles)
-    own = [float(c.get("cy")) for c in circles[: len(curve)]]
-    assert own == sorted(own, reverse=True), "higher is further up"
-    assert "a <run>" in [e.text for e in picture.iter()]
+def test_the_gap_is_of_means_over_an_epochs_steps(tmp_path):
+    rows = [
+        "0,9,3.0,4.0,,",
+        "0,19,2.0,3.0,,",
+        "0,19,,,3.0,3.5",
+        "1,29,1.5,2.5,,",
+        "2,39,1.0,inf,,",
+        "2,39,,,2.75,3",
+        ",40,,,,",
+    ]
+    run = tmp_path / "a"
+    run.mkdir()
+    head = "epoch,step,train/cross_entropy,train/loss,val/cross_entropy,val/loss\n"
+    (run / "metrics.csv").write_text(head + "\n".join(rows) + "\n")
+    found = read_gap(run)
+    assert found.measure == "cross_entropy"
+    assert found.training == [(1, 2.5), (2, 1.5), (3, 1.0)] and found.validation == [(1, 3.0), (3, 2.75)]
+    assert found.gap == [(1, 0.5), (3, 1.75)]
+    (run / "metrics.csv").write_text(head.replace("cross_entropy", "other") + "\n".join(rows) + "\n")
+    found = read_gap(run)
+    assert (found.measure, found.training) == ("loss", [(1, 3.5), (2, 2.5)]), "what is no number does not count"
+    (run / "metrics.csv").write_text(head.replace("train/cross_entropy", "train/reward") + "\n".join(rows) + "\n")
+    assert read_gap(run) is None, "a reward is no cross-entropy"
+    with pytest.raises(ValueError, match="metrics.csv: no such file"):
+        read_gap(tmp_path / "b")
 
 
 def test_the_command_draws_the_runs_that_are_asked_for(tmp_path, capsys):

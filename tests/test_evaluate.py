@@ -1,4 +1,4 @@
-"""`src.evaluate` with several captions a picture, and calibrated."""
+"""`src.evaluate`: of captioners, of anybody's captions, of baselines."""
 
 import json
 
@@ -10,11 +10,13 @@ from src import evaluate
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
 from src.check import check
+from src.compare import check_same
 from src.confidence import assess, mean_log_prob
 from src.generation import SampleSearch
 from src.metrics.captions import CaptionScorer
 from src.metrics.diversity import diversity
 from src.model import ConfigError, build
+from src.results import read_results
 from tests.conftest import tiny_config
 from tests.test_configs import composed
 
@@ -48,11 +50,10 @@ SAMPLED = ["generation=sample", "generation.captions=4", "generation.max_length=
 def test_diversity(run, model, shapes, tmp_path):
     plain = run(*SAMPLED)
     found = run(*SAMPLED, "diversity=3", "data.train=train.tsv")
-    assert {name: found[name] for name in plain} == plain, "the first caption is scored as before"
-    more = set(found) - set(plain)
-    assert more == {
-        *("Div_1", "Div_2", "self_bleu", "CIDEr_oracle", "CIDEr_mean", "vocabulary_share", "novel_share"),
-    }
+    first = {name: value for name, value in plain.items() if name != "vocabulary_share"}
+    assert {name: found[name] for name in first} == first, "the first caption is scored as before"
+    assert set(found) - set(plain) == {"Div_1", "Div_2", "self_bleu", "CIDEr_oracle", "CIDEr_mean", "novel_share"}
+    assert found["vocabulary_share"] >= plain["vocabulary_share"]
     assert found["CIDEr_oracle"] >= max(found["CIDEr"], found["CIDEr_mean"])
     table = [line.split("\t") for line in (shapes / "train.tsv").read_text().splitlines()]
     references = {name: [text for n, text in table if n == name] for name, _ in table}
@@ -63,6 +64,11 @@ def test_diversity(run, model, shapes, tmp_path):
     assert all(len(group) == 3 for group in samples.values())
     expected = diversity(samples, CaptionScorer(references, metrics=["CIDEr"]))
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    known = {" ".join(captioner.tokenizer.tokens(text)) for group in references.values() for text in group}
+    novel = [text not in known for group in samples.values() for text in group]
+    assert found["novel_share"] == pytest.approx(np.mean(novel))
+    words = {word for c in said for each in (c, *c.alternatives) for word in each.words}
+    assert found["vocabulary_share"] == pytest.approx(len(words) / len(captioner.vocabulary.index))
     meta = json.loads((tmp_path / "eval" / "meta.json").read_text())
     assert meta["diversity"] == 3
     assert meta["parameters"] == sum(weight.numel() for weight in captioner.model.parameters())
@@ -95,9 +101,117 @@ def test_calibration_is_kept_in_the_bundle(run, model, shapes, tmp_path):
     assert load_bundle(model).calibration == kept and not (tmp_path / "eval" / "calibration.json").exists()
 
 
+def test_scores_of_a_captioner(run, model, shapes, tmp_path):
+    scores = run("data.train=train.tsv", "per_image=parquet")
+    evaluation = read_results(tmp_path / "eval")
+    assert (tmp_path / "eval" / "per_image.parquet").exists() and not (tmp_path / "eval" / "per_image.csv").exists()
+    assert scores["perplexity"] == pytest.approx(np.exp(scores["cross_entropy"]))
+    assert {"novel_share", "distinct_share", "vocabulary_share", "reference_length", "objects_recall"} <= set(scores)
+    assert evaluation.looks.keys() == {name for name, caption in evaluation.captions.items() if caption}
+    assert evaluation.meta["root"] == str(shapes.resolve()) and evaluation.meta["preprocess"]["size"] == 32
+    look = next(iter(evaluation.looks.values()))
+    assert look.weights.sum(1) == pytest.approx(1, abs=5e-3) and look.boxes.shape == (look.weights.shape[1], 4)
+
+
+def evaluate_only(*overrides: str) -> None:
+    evaluate.run(composed(list(overrides), "evaluate"))
+
+
+@pytest.mark.parametrize("form", ["tsv", "coco"])
+def test_a_predictions_file_scores_as_its_captioner_did(run, shapes, tmp_path, form):
+    by_captioner = run("leave_one_out=true")
+    theirs, ours = tmp_path / "theirs", tmp_path / "eval"
+    predictions, references = ours / "captions.tsv", shapes / "train.tsv"
+    if form == "coco":
+        captions = read_results(ours).captions
+        names = list(captions)
+        (tmp_path / "results.json").write_text(
+            json.dumps([{"image_id": i, "caption": captions[name]} for i, name in enumerate(names)])
+        )
+        said = [{"image_id": names.index(n), "caption": t} for n, g in read_results(ours).references.items() for t in g]
+        images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+        (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": said}))
+        predictions, references = tmp_path / "results.json", tmp_path / "captions.json"
+    fields = [f"predictions={predictions}", f"references={references}", f"images={shapes}", f"output={theirs}"]
+    evaluate_only(*fields, "metrics=[Bleu_4,CIDEr]", "leave_one_out=true", f"data.cache_dir={tmp_path / 'cache'}")
+    found = read_results(theirs)
+    of_captions = ["Bleu_4", "CIDEr", "exact_match", "mean_length", "distinct_share", "objects_recall"]
+    assert {name: found.scores[name] for name in of_captions} == {name: by_captioner[name] for name in of_captions}
+    assert found.captions == read_results(ours).captions
+    check_same(found, read_results(ours))
+    assert len(list((tmp_path / "cache" / "tokenized").iterdir())) == 2, "each folding's references, once"
+    assert 'src="data:image/jpeg' in (theirs / "report.html").read_text(), "the pictures are in the report"
+
+
+def test_predictions_of_the_datas_own_split(run, shapes, tmp_path):
+    run()
+    fields = [f"predictions={tmp_path / 'eval' / 'captions.tsv'}", "data=tsv", f"data.root={shapes}"]
+    fields += ["data.train=train.tsv", "data.val=train.tsv", "split=val", "data.nouns=nouns.json", "pictures=0"]
+    evaluate_only(*fields, f"data.cache_dir={tmp_path / 'cache'}", f"output={tmp_path / 'again'}", "metrics=[CIDEr]")
+    found, first = read_results(tmp_path / "again"), read_results(tmp_path / "eval")
+    check_same(found, first)
+    assert found.scores["CIDEr"] == first.scores["CIDEr"] and "novel_share" in found.scores
+    assert "backgrounds_named" in found.scores and found.meta["split"] == "val"
+
+
+def test_several_predictions_a_picture(shapes, tmp_path):
+    images = [line.split("\t")[0] for line in (shapes / "val.tsv").read_text().splitlines()]
+    path = tmp_path / "samples.tsv"
+    path.write_text("".join(f"{i}\ta {colour} square\n" for i in dict.fromkeys(images) for colour in ("red", "blue")))
+    training = f"training={shapes / 'train.tsv'}"
+    fields = [f"predictions={path}", f"references={shapes / 'val.tsv'}", "metrics=[CIDEr]", "diversity=2", training]
+    evaluate_only(*fields, f"output={tmp_path / 'out'}", f"data.cache_dir={tmp_path}")
+    scores = read_results(tmp_path / "out").scores
+    assert scores["Div_1"] == pytest.approx(4 / 6) and scores["CIDEr_oracle"] >= scores["CIDEr"]
+    assert scores["novel_share"] == 0.0, "“a red square” and “a blue square” are training captions"
+    assert scores["distinct_share"] == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize("baseline", ["typical", "random", "neighbours", "human"])
+def test_baselines(shapes, tmp_path, baseline):
+    fields = [f"baseline={baseline}", "data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv"]
+    fields += ["split=val", "data.workers=0", "device=cpu", "precision=32-true", f"output={tmp_path / 'out'}"]
+    fields += ["baseline.encoder=cnn"] if baseline == "neighbours" else []
+    evaluate_only(*fields, "metrics=[Bleu_1,CIDEr]", f"data.cache_dir={tmp_path / 'cache'}", "pictures=2")
+    found = read_results(tmp_path / "out")
+    assert found.meta["leave_one_out"] == (baseline == "human") and found.meta["baseline"]["_target_"]
+    texts = (shapes / "train.tsv").read_text()
+    if baseline == "human":
+        assert found.captions == {image: group[0] for image, group in found.references.items()}
+        assert found.scores["CIDEr"] > 0 and found.statistics["Bleu"].shape[1] == 2
+    else:
+        assert all(f"\t{caption}\n" in texts for caption in found.captions.values())
+        assert found.scores["novel_share"] == 0.0
+    assert len(set(found.captions.values())) > 1 or baseline != "random"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ([], "what is to be scored\\? Give model=RUN, predictions=FILE or baseline=CHOICE"),
+        (["model=x", "predictions=y"], "model and predictions: give one of"),
+        (["predictions=x", "references=y", "calibrate=true"], "calibrate=true: predictions=x has no use for it"),
+        (["predictions=x", "references=y", "limit=3"], "limit=3: predictions=x has no use for it"),
+        (["predictions=x", "images=."], "images=.: it goes with references=FILE"),
+        (["predictions=x", "references=y", "images=nowhere"], "images=nowhere: no such folder"),
+        (["predictions=x", "references=y", "spice=nowhere"], "spice=nowhere: no such folder"),
+        (["predictions=nowhere.tsv", "references=nowhere.tsv"], "nowhere.tsv: no such file"),
+        (["baseline=random", "data=tsv", "data.root=ROOT", "data.val=val.tsv", "split=val"], "data.train is not set"),
+        (["baseline=random", "diversity=2"], "diversity=2: baseline=.* has no use for it"),
+        (["baseline=random", "references=x"], "references=x: baseline=.* has no use for it"),
+        (["baseline=neighbours", "baseline.encoder=none"], "baseline.encoder=none: no such choice"),
+        (["predictions=x", "references=y", "per_image=xlsx"], "per_image=xlsx: one of csv, parquet is wanted"),
+    ],
+)
+def test_what_goes_together(fields, sentence, shapes):
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_only(*(field.replace("ROOT", str(shapes)) for field in fields))
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["calibrate=true", "leave_one_out=true"], "set leave_one_out=false"),
         (["calibrate=true", "split=test", "data.test=test.tsv"], "calibrate=true with split=test"),
         (["calibrate=true", "metrics=[Bleu_4]"], "confidence is calibrated to CIDEr; add it to metrics"),
         (["calibrate=true", "model=[MODEL,MODEL]"], "so model is to be one"),

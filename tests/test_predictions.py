@@ -170,7 +170,7 @@ def test_other_json_is_refused(content, words, coco, tmp_path):
             "r.json",
             '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "a"}, '
             '{"image_id": 1, "caption": " "}]}',
-            r"captions of images that `images` lacks \(1\): 2 \(annotation 1\)\n  empty captions \(1\): 1 \(annotation 2\)",
+            r"that `images` lacks \(1\): 2 \(annotation 1\)\n  empty captions \(1\): 1 \(annotation 2\)",
         ),
         ("r.tsv", "a.jpg\ta dog\nb.jpg\n", r"columns \(1\): line 2"),
         ("r.tsv", "\n", "it has no rows"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src import caption, compare, evaluate, runs, words
+from src import caption, compare, evaluate, report, runs, tags, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
 from src.confidence import Calibration
 from src.config import ROOT
@@ -15,6 +15,7 @@ from src.data.vocabulary import Vocabulary
 from src.help import comments
 from src.model import build
 from src.prepare import __main__ as prepare
+from src.results import references_digest
 from src.train import train
 from tests.conftest import tiny_config
 from tests.prepare import originals
@@ -90,8 +91,17 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
         config["data"] |= {"train": "train.tsv", "split": [0.5, 0.25, 0.25]}
     if config["calibrate"]:
         config["data"]["val"] = "train.tsv"  # four pictures are too few
-    model = [str(bundle)] * len(config["model"]) if isinstance(config["model"], list) else str(bundle)
-    config |= {"model": model, "output": str(tmp_path / "eval")}
+    if config["model"]:
+        model = [str(bundle)] * len(config["model"]) if isinstance(config["model"], list) else str(bundle)
+        config["model"] = model
+    if config["predictions"]:
+        images = dict.fromkeys(line.split("\t")[0] for line in (shapes / "test.tsv").read_text().splitlines())
+        (tmp_path / "captions.tsv").write_text("".join(f"{image}\ta red square\n" for image in images))
+        config |= {"predictions": str(tmp_path / "captions.tsv"), "references": str(shapes / "test.tsv")}
+    if config["baseline"]:
+        config["data"]["train"] = "train.tsv"
+        config["baseline"] |= {"encoder": "cnn"} if "encoder" in config["baseline"] else {}
+    config["output"] = str(tmp_path / "eval")
     evaluate.run(config)
     assert json.loads((tmp_path / "eval" / "scores.json").read_text())["images"] > 0
 
@@ -113,6 +123,17 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
     assert caption.main(arguments) == 0
     lines = (tmp_path / "captions.tsv").read_text().splitlines()
     assert len({line.split("\t")[0] for line in lines}) == 24 and (len(lines) == 24) != ("--n-best" in arguments)
+
+
+@pytest.mark.parametrize("arguments", commands("src.tags"), ids=identify)
+def test_tags_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "scenes").mkdir(parents=True)
+    (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
+    assert tags.main([str(bundle) if a.startswith("runs/") else a for a in arguments]) == 0
+    written = [Path(a) for a in arguments if a.endswith((".tsv", ".jsonl", ".csv", ".html"))]
+    assert all(path.stat().st_size for path in written)
+    assert len((written[0].read_text() if written else capsys.readouterr().out).splitlines()) == 24
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
@@ -159,10 +180,28 @@ def test_list_commands(arguments, tmp_path, monkeypatch):
 def test_comparison_commands(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     asked = compare.parser().parse_args(arguments)
-    for path in (asked.first, *asked.others):
-        evaluated(path if "eval" in path.parts else path / "eval" / asked.split, {"1.jpg": 0.5, "2.jpg": 0.6})
+    of_files = {"references": references_digest({"1.jpg": ["a dog"], "2.jpg": ["a dog"]})}
+    for path in asked.paths:
+        if path.suffix == ".tsv":
+            path.write_text("1.jpg\ta dog\n2.jpg\ta cat\n")
+            asked.references.parent.mkdir(parents=True, exist_ok=True)
+            asked.references.write_text("1.jpg\ta dog\n2.jpg\ta dog\n")
+        else:
+            folder = path if "eval" in path.parts or path.parts[0] != "runs" else path / "eval" / asked.split
+            evaluated(folder, {"1.jpg": 0.5, "2.jpg": 0.6}, **of_files)
     assert compare.main(arguments) == 0
-    assert f"{asked.first} " in capsys.readouterr().out
+    printed = asked.csv.read_text() if asked.csv else capsys.readouterr().out
+    assert all(str(path) in printed for path in asked.paths)
+
+
+@pytest.mark.parametrize("arguments", commands("src.report"), ids=identify)
+def test_report_commands(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = report.parser().parse_args(arguments)
+    for path in asked.runs:
+        evaluated(path / "eval" / asked.split, {"1.jpg": 0.5, "2.jpg": 0.6})
+    assert report.main(arguments) == 0
+    assert "<!doctype html>" in next(tmp_path.rglob("*.html")).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", commands("src.words"), ids=identify)
@@ -178,8 +217,8 @@ def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_commands_of_each_kind():
-    modules = ("train", "evaluate", "caption", "prepare", "runs", "compare", "words")
-    assert [bool(commands(f"src.{module}")) for module in modules] == [True] * 7
+    modules = ("train", "evaluate", "caption", "prepare", "runs", "compare", "report", "tags", "words")
+    assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 
 def test_pages_name_only_files_that_are_there():

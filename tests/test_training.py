@@ -12,6 +12,7 @@ import torch
 from src.data.module import CaptionData
 from src.data.tokenizer import EnglishTokenizer
 from src.data.transforms import Augmentation, Preprocess
+from src.data.vocabulary import PAD
 from src.generation import BeamSearch
 from src.model import build
 from src.objectives import CrossEntropy
@@ -180,6 +181,31 @@ def test_validation_scores_come_from_generated_captions(shapes, tmp_path):
     assert float(trainer.callback_metrics["val/Bleu_4"]) == pytest.approx(expected.corpus["Bleu_4"], abs=1e-6)
     loss = CrossEntropy(0.1)(module.model, batch)
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss.total / loss.count), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentence"),
+    [
+        ([["red"]] * 4, "one caption for 4 of 4 pictures: “red”"),
+        ([[], ["red"], ["green"], ["blue"]], "1 of 4 captions are empty"),
+        ([["a"] * 7, ["red"], ["green"], ["blue"]], "repeat a phrase endlessly, such as “a a a a a a a”"),
+    ],
+)
+def test_validation_warns_of_degenerate_captions(shapes, tmp_path, caplog, ids, sentence):
+    module, data = make(shapes)
+    found = [torch.tensor(data.vocabulary.encode(words)[1:]) for words in ids]
+    rows = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=PAD)
+
+    class Degenerate(type(module.generation)):
+        def __call__(self, decoder, memory, **options):
+            hypotheses = super().__call__(decoder, memory, **options)
+            return hypotheses._replace(tokens=rows[:, None])
+
+    module.generation.__class__ = Degenerate
+    with caplog.at_level("WARNING"):
+        fit(module, data, tmp_path, max_epochs=1, enable_checkpointing=False, limit_train_batches=1)
+    (said,) = [record.getMessage() for record in caplog.records if "validation" in record.getMessage()]
+    assert said.startswith("validation after epoch 1: ") and sentence in said
 
 
 def test_a_frozen_backbone_stays_as_it_was(shapes, tmp_path):

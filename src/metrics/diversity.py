@@ -2,7 +2,7 @@
 
 Captions are space-joined tokens, `{image: [caption, …]}`, as the other scores take them; repeated captions count."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -36,12 +36,6 @@ def self_bleu(captions: Captions) -> float | None:
             _, each = bleu(others, {k: [caption] for k, caption in numbered.items()})
             scores.append(each[3].mean())
     return float(np.mean(scores)) if scores else None
-
-
-def novel(captions: Captions, known: Collection[str]) -> float:
-    """The share of captions that are none of the `known` (the training captions, tokenized alike), in [0, 1]."""
-    every = [caption for group in captions.values() for caption in group]
-    return sum(caption not in known for caption in every) / max(1, len(every))
 
 
 def words_used(captions: Captions, vocabulary: Iterable[str]) -> float:
