@@ -204,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.attention:
-        from src.report import attention_figure, nothing
+        from src.figures import attention_figure, nothing
 
         options.attention.mkdir(parents=True, exist_ok=True)
         if not captioner.model.decoder.attends:

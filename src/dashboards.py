@@ -5,8 +5,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytorch_lightning as lightning
 import torch
 from PIL import Image, ImageOps
@@ -17,8 +18,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from src.captioner import Captioner
 from src.data.images import ImageError
 from src.data.module import Batch, CaptionData, Item
+from src.figures import attention_figure, nothing
 from src.loggers import WandbOrOffline
-from src.report import Example, attention_figure, evenly, nothing
 from src.runs import flat
 from src.training import CaptioningModule
 
@@ -156,6 +157,31 @@ def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle:
         logger.finalize("success")
         if isinstance(logger, WandbOrOffline):
             logger.finish(bundle, numbers)
+
+
+class Example(NamedTuple):
+    """A captioned picture. R regions."""
+
+    image: Path
+    """The picture's file."""
+    caption: str
+    words: list[str]
+    """The generated words in order, without EOS."""
+    attention: np.ndarray | None
+    """(len(words), R) weights; a row sums to 1, or less where a sentinel took the rest."""
+    boxes: np.ndarray | None
+    """(R, 4): x1, y1, x2, y2 in [0, 1] of the picture as the model saw it (`preprocess`). None: a square grid."""
+    references: list[str]
+    scores: dict[str, float]
+    """The picture's own, e.g. {"CIDEr": 0.8}: fractions."""
+    picture: Image.Image | None = None
+    """What is shown instead of the file, where there is none."""
+
+
+def evenly(total: int, count: int) -> list[int]:
+    """Up to `count` of the numbers below `total`, evenly spread from the first to the last."""
+    count = min(count, total)
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
 
 
 def captioned(module: CaptioningModule, data: CaptionData, count: int, precision: str) -> list[Example]:

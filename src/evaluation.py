@@ -25,7 +25,8 @@ from src.data.module import CaptionData
 from src.decoders.base import map_tensors
 from src.metrics import diversity as differences
 from src.objectives.cross_entropy import CrossEntropy
-from src.report import score_text, write_report
+from src.overview import score_text
+from src.report import write_report
 from src.results import Looks, PerImage, read_results, references_digest, write_results
 from src.scoring import Scored, Scorer, Scoring, read_nouns
 
@@ -180,6 +181,7 @@ def evaluate(
         "length": length,
         "diversity": diversity,
         "preprocess": captioner.preprocess.to_dict(),
+        "regions": data.regions is not None,
         **(meta or {}),
     }
     (output / CALIBRATION).unlink(missing_ok=True)

@@ -28,13 +28,13 @@ from src.data.features import state_digest
 from src.data.images import ImageError, load_image
 from src.data.regions import ReadRegions, RegionsError
 from src.ensemble import EnsembleCaptioner
+from src.figures import language
 from src.files import write_atomically
 from src.metrics.content import ContentWords
 from src.metrics.mistakes import FUNCTION_WORDS
 from src.metrics.named import Form, split_words
 from src.metrics.tokenize import share_of_chinese
 from src.predictions import read_references
-from src.report import language
 from src.runs import csv_table, text_table
 from src.search_flags import add_search_flags, chosen_search
 

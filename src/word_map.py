@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from src.figures import drawable, fitted, language
 from src.files import write_atomically
-from src.report import drawable, fitted, language
 
 WIDTH, HEIGHT, MARGIN = 1200, 900, 30
 FONT, DOT = 14, 2

@@ -98,7 +98,7 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
         images = dict.fromkeys(line.split("\t")[0] for line in (shapes / "test.tsv").read_text().splitlines())
         (tmp_path / "captions.tsv").write_text("".join(f"{image}\ta red square\n" for image in images))
         config |= {"predictions": str(tmp_path / "captions.tsv"), "references": str(shapes / "test.tsv")}
-    if config["baseline"]:
+    if config.get("baseline"):
         config["data"]["train"] = "train.tsv"
         config["baseline"] |= {"encoder": "cnn"} if "encoder" in config["baseline"] else {}
     config["output"] = str(tmp_path / "eval")

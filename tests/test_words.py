@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src import report, words
+from src import figures, words
 from src.bundle import Bundle, bundle_config, save_bundle
 from src.data.vocabulary import Vocabulary
 from src.model import build
@@ -78,13 +78,13 @@ def test_the_map_is_of_the_most_frequent_words_and_those_asked_for(bundle, tmp_p
 
 
 def test_a_png_needs_a_font_for_chinese_words_only(bundle, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "CJK_FONTS", ())
-    report._cjk_font.cache_clear()
+    monkeypatch.setattr(figures, "CJK_FONTS", ())
+    figures._cjk_font.cache_clear()
     target = tmp_path / "map.png"
     assert words.main(["--model", str(bundle), "--output", str(target)]) == 2
     assert "no font with Chinese characters here: install one" in capsys.readouterr().err and not target.exists()
     assert words.main(["--model", str(bundle), "--output", str(target), "--top", "4"]) == 0
-    report._cjk_font.cache_clear()
+    figures._cjk_font.cache_clear()
     with Image.open(target) as image:
         colours = np.asarray(image.convert("L"))
     assert colours.min() < 100 < colours.mean(), "dark words on white"
