@@ -96,15 +96,13 @@ class NearestNeighbours:
         texts = [text for group in groups for text in group]
         first = np.concatenate([[0], np.cumsum([len(group) for group in groups])])
         vectors = CaptionVectors(data.training_tokens())
-        own = data.tables["train"].images if split == "train" else []
+        itself = split == "train"
         found = {}
-        for image, row in tqdm(
-            list(zip(data.tables[split].images, asked, strict=True)), desc="nearest neighbours", unit="img"
-        ):
-            likeness = known @ row
-            if own:
-                likeness[own.index(image)] = -np.inf  # its own captions are no neighbour's
-            count = min(self.neighbours, len(likeness) - bool(own))
+        for place, image in enumerate(tqdm(data.tables[split].images, desc="nearest neighbours", unit="img")):
+            likeness = known @ asked[place]
+            if itself:
+                likeness[place] = -np.inf  # its own captions are no neighbour's
+            count = min(self.neighbours, len(likeness) - itself)
             nearest = np.argpartition(-likeness, count - 1)[:count]
             rows = np.concatenate([np.arange(first[i], first[i + 1]) for i in np.sort(nearest)])
             found[image] = texts[rows[self._agreed(vectors.similarities(rows))]]

@@ -127,8 +127,9 @@ def _digits(score: str) -> int:
 
 
 def _span(span: Interval, score: str, sign: str) -> str:
-    low, high = (f"{_scale(score) * end:{sign}.{_digits(score)}f}" for end in span)
-    return f"{low} … {high}"
+    # Adding 0 makes of -0.0 what it is.
+    low, high = (round(_scale(score) * end, _digits(score)) + 0.0 for end in span)
+    return f"{low:{sign}.{_digits(score)}f} … {high:{sign}.{_digits(score)}f}"
 
 
 def numbers(

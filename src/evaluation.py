@@ -27,7 +27,7 @@ from src.metrics import diversity as differences
 from src.objectives.cross_entropy import CrossEntropy
 from src.overview import score_text
 from src.report import write_report
-from src.results import Looks, PerImage, read_results, references_digest, write_results
+from src.results import Looks, PerImage, make_folder, read_results, references_digest, write_results
 from src.scoring import Scored, Scorer, Scoring, read_nouns
 
 log = logging.getLogger(__name__)
@@ -102,6 +102,7 @@ def evaluate(
     Returns:
         What scores.json holds.
     """
+    make_folder(output)
     views = [data] if isinstance(data, CaptionData) else list(data)
     data, together = views[0], len(captioner.members) > 1
     how = scoring_of(data, how)
@@ -186,7 +187,6 @@ def evaluate(
     }
     (output / CALIBRATION).unlink(missing_ok=True)
     if sure.calibration is not None:
-        output.mkdir(parents=True, exist_ok=True)
         sure.calibration.save(output / CALIBRATION)
     return keep(
         output,
@@ -236,6 +236,7 @@ def evaluate_captions(
     Returns:
         What scores.json holds.
     """
+    make_folder(output)
     known = None if nouns is None else read_nouns(nouns, list(references))
     scorer = Scorer(references, how, root, training, known)
     said = None if captions is None else {image: group[0] for image, group in captions.items()}

@@ -44,6 +44,18 @@ def references_digest(references: Mapping[str, Sequence[str]]) -> str:
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()[:16]
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of results, before any long work.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output={folder}: {error.strerror}; choose another folder") from error
+
+
 def write_results(
     folder: Path,
     captions: Mapping[str, str],
@@ -56,7 +68,7 @@ def write_results(
 ) -> None:
     """Write scores.json, captions.tsv, references.tsv, per_image.csv (or .parquet), statistics.npz, mistakes.json,
     attention.npz where there is any, and meta.json; what an earlier evaluation left is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name in (META, "per_image.csv", "per_image.parquet", "attention.npz"):
         (folder / name).unlink(missing_ok=True)
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")

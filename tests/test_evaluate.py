@@ -199,6 +199,10 @@ def test_baselines(shapes, tmp_path, baseline):
         (["baseline=random", "data=tsv", "data.root=ROOT", "data.val=val.tsv", "split=val"], "data.train is not set"),
         (["baseline=random", "diversity=2"], "diversity=2: baseline=.* has no use for it"),
         (["baseline=random", "references=x"], "references=x: baseline=.* has no use for it"),
+        (
+            ["predictions=ROOT/val.tsv", "references=ROOT/val.tsv", "diversity=2", "output=ROOT/val.tsv"],
+            "val.tsv: File exists; c",
+        ),
         (["baseline=neighbours", "baseline.encoder=none"], "baseline.encoder=none: no such choice"),
         (["predictions=x", "references=y", "per_image=xlsx"], "per_image=xlsx: one of csv, parquet is wanted"),
     ],
