@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -101,7 +102,8 @@ def steps_a_token(lengths: Sequence[Sequence[int]], batch: int, together: int) -
     batch, and only the corner that is still to be done."""
     found = {}
     for name, bucket in (("shuffled", 1), ("of like length", TrainingOrder.BUCKET)):
-        order = TrainingOrder(lengths, batch, together, seed=0)
+        first = np.cumsum([0, *map(len, lengths)])
+        order = TrainingOrder(np.concatenate(lengths), first, batch, together, seed=0)
         order.BUCKET = bucket  # type: ignore[misc]
         real = padded = corner = 0
         for items in order:

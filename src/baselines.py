@@ -53,7 +53,7 @@ class RandomCaptions:
         random, groups = np.random.default_rng(self.seed), data.tables["train"].captions
         found = {}
         for image in data.tables[split].images:
-            group = groups[random.integers(len(groups))]
+            group = groups[int(random.integers(len(groups)))]
             found[image] = group[random.integers(len(group))]
         return found
 

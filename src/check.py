@@ -29,6 +29,7 @@ from src.config import device, precision
 from src.data.control import tag_tokens
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
+from src.data.shards import is_address
 from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
 from src.encoders.pretrained import PretrainedBackbone
@@ -322,11 +323,15 @@ def _check_data(data: Mapping[str, Any], here: bool) -> None:
     at_least(1, "data", cache_views=data["cache_views"])
     if here and not data["make"]:  # what is made on first use need not be there
         root = Path(data["root"])
+        if data["form"] == "shards" and is_address(data["root"]):
+            return
         if not root.is_dir():
             raise ConfigError(
                 f"data.root={root}: no such folder; give the one that image paths and TSVs are relative to"
             )
         for name in (*SPLITS, "nouns"):
+            if data["form"] == "shards" and name in SPLITS:
+                continue  # patterns too, which are looked at as they are read
             if data[name] and not (root / data[name]).is_file():
                 raise ConfigError(f"data.{name}={data[name]}: no such file; {root / data[name]} is looked for")
 

@@ -185,6 +185,13 @@ def keep_freed_memory() -> None:
             mallopt(trim, most)
 
 
+def give_back_memory() -> None:
+    """Give the system what was freed so far, in spite of `keep_freed_memory`: what large tables were read with."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def device() -> str:
     """The fastest kind of device here: cuda, mps or cpu."""
     if torch.cuda.is_available():

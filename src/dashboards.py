@@ -205,6 +205,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
     captions = captioner.captions(captioner.search(seen, attention=True), seen=seen)
     for row, caption in zip(rows, captions, strict=True):
         said, scores = module.captioned.get(row, ("", {}))
+        shown = data.picture("val", split.images[row])
         examples.append(
             Example(
                 data.root / split.images[row],
@@ -214,7 +215,7 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
                 caption.boxes,
                 split.captions[row],
                 scores if said == caption.text else {},  # in bf16 another batch may round to another word
-                None if data.has_picture(split.images[row]) else nothing(),
+                nothing() if shown is None else data.preprocess.decode(shown) if isinstance(shown, bytes) else None,
             )
         )
     return examples

@@ -145,7 +145,7 @@ def _of_predictions(config: dict[str, Any], how: Scoring, output: Path) -> str:
             training = [text for group in every for text in group]
     else:
         data = _data(config)
-        references = of_images(references_of(data, config["split"]), data.root)
+        references = of_images(references_of(data, config["split"]), data.place(config["split"]))
         how, training = scoring_of(data, how), training_captions(data)
         origin = {"data": data.root.resolve().name, "split": config["split"]}
     captions = read_predictions(path, references, count)
@@ -183,7 +183,7 @@ def _of_baseline(config: dict[str, Any], how: Scoring, output: Path) -> str:
         None if human else {image: [said[image]] for image in references},
         references,
         output,
-        root=data.root,
+        root=data.place(split),
         how=how,
         meta={
             "data": data.root.resolve().name,

@@ -110,7 +110,7 @@ def evaluate(
     names = list(references)
     known = None if nouns is None else read_nouns(nouns, names)
     # METEOR begins to load.
-    scorer = Scorer(references, how, data.root, training_captions(data), known)
+    scorer = Scorer(references, how, data.place(split), training_captions(data), known)
     wanted = wanted_lengths(captioner, list(references.values()), data, length)
     captions: list[Caption] = []
     likelihood = CrossEntropy(label_smoothing=0.0)

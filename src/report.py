@@ -23,6 +23,7 @@ from src import overview
 from src.charts import Text, swatch
 from src.compare import check_same
 from src.data.images import ImageError, load_image
+from src.data.shards import ShardError, picture_of
 from src.data.transforms import Preprocess
 from src.figures import FAINT, LONGEST_SIDE, RAMP, SQUASHED, language, nothing, placed
 from src.metrics import is_fraction
@@ -268,8 +269,8 @@ def _card(evaluations: Sequence[Evaluation], root: Path | None, place: int, grou
         if not path.is_file() and any(each.meta.get("regions") for each in evaluations):
             picture = nothing()  # there need be no file
         elif root is not None:
-            picture = load_image(path, draft=2 * LONGEST_SIDE)
-    except ImageError as error:
+            picture = load_image(picture_of(root, image), draft=2 * LONGEST_SIDE)
+    except (ImageError, ShardError) as error:
         log.warning("not shown in the report: %s", error)
         card["problem"] = str(error).replace(str(path), name)
     if picture is not None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.shards import picture_of
 from src.data.tokenizer import MixedTokenizer
 from src.metrics.bleu import bleu_of
 from src.metrics.captions import METRICS, CaptionScorer, Scores, Tokenization
@@ -155,7 +156,7 @@ class Scorer:
                 log.warning("SPICE was not computed: %s", error)
                 not_computed["SPICE"] = str(error)
         if self.clip is not None:
-            pictures = {image: (self.root or Path()) / image for image in captions}
+            pictures = {image: picture_of(self.root or Path(), image) for image in captions}
             by_clip = self.clip.score(pictures, captions, references, progress=True)
             corpus |= {name: float(column.mean()) for name, column in by_clip.items()}
             columns |= by_clip

@@ -23,6 +23,7 @@ from src.config import (
     autocast_dtype,
     called,
     device,
+    give_back_memory,
     given_fields,
     keep_freed_memory,
     one_sentence,
@@ -80,8 +81,15 @@ def cache_features(
     views: int = 1,
 ) -> None:
     """Cache what the frozen stages say of these splits, of training pictures in so many views, unless `data.cache` is
-    off."""
-    if encoder.frozen_stages and config["data"]["cache"]:
+    off; or read it from shards that hold it."""
+    packed = [name for name in data.tables if data.packed(name)]
+    if packed and not encoder.frozen_stages:
+        raise ValueError(
+            f"{data.place(packed[0])} holds features of a frozen encoder, and this one learns: set encoder.frozen, or "
+            "pack pictures"
+        )
+    names = names if config["data"]["cache"] else [name for name in names if name in packed]
+    if encoder.frozen_stages and names:
         data.cache_features(
             encoder,
             config["encoder"]["backbone"],
@@ -124,6 +132,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
 
     known = {"vocabulary": start.vocabulary, "extend": config["init_vocabulary"] == "extend"} if start else {}
     data = build_data(config, seed=config["seed"], **known)
+    give_back_memory()
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:

@@ -108,6 +108,35 @@ def test_resuming_goes_on_and_a_finished_run_stays_as_it_is(run, settings):
     assert epochs == ["0", "1", "2"]
 
 
+@pytest.fixture(scope="module")
+def packed(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    for split in ("train", "val"):
+        call("src.prepare", "shards", str(shapes / f"{split}.tsv"), str(folder / split), "--images", "5")
+    return folder
+
+
+def test_shards_train_what_their_table_trains(run, settings, packed, tmp_path):
+    _, overrides = settings
+    kept = [
+        o
+        for o in overrides
+        if not o.startswith(("data=", "data.root", "data.train", "data.val", "data.nouns", "run_dir"))
+    ]
+    mine = ["data=shards", f"data.root={packed}"]
+    call("src.train", *kept, *mine, f"run_dir={tmp_path / 'run'}")
+    assert (tmp_path / "run/bundle/model.safetensors").read_bytes() == (run / "bundle/model.safetensors").read_bytes()
+    for name in ("captions.tsv", "references.tsv", "per_image.csv"):
+        assert (tmp_path / "run/eval/val" / name).read_bytes() == (run / "eval/val" / name).read_bytes()
+    page = (tmp_path / "run/eval/val/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg") == (run / "eval/val/report.html").read_text().count("data:image/jpeg") > 0
+    (packed / "train" / "000001.tar").write_bytes(b"")
+    error = call("src.train", *kept, *mine, f"run_dir={tmp_path / 'bad'}", expect=1).stderr
+    assert "000001.tar: 0 bytes, and the manifest says" in error and "Traceback" not in error
+    done = call("src.train", *kept, *mine, f"run_dir={tmp_path / 'bad'}", "data.on_bad_shard=skip")
+    assert "1 of 4 shards left out, with 5 of 16 images" in done.stdout + done.stderr
+
+
 def test_two_processes_train_and_score(settings, tmp_path):
     """The whole command on two real processes (gloo)."""
     _, overrides = settings

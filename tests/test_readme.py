@@ -147,6 +147,10 @@ def test_preparation_commands(arguments, tmp_path, monkeypatch, bundle, shapes):
     elif name == "regions":
         (tmp_path / options[0]).symlink_to(shapes)
         folder, options = "regions", [str(bundle) if a.startswith("runs/") else a for a in options]
+    elif name == "shards":
+        (tmp_path / folder).parent.symlink_to(shapes)
+        if "--features" in options:
+            options += ["encoder.backbone.weights=random"]
     elif name == "tagged":
         (tmp_path / folder).parent.mkdir(parents=True)
         for table in options:
@@ -156,6 +160,9 @@ def test_preparation_commands(arguments, tmp_path, monkeypatch, bundle, shapes):
     assert prepare.main([name, folder, *options]) == 0
     if name == "tagged":
         assert len(Path(folder).read_text().splitlines()) == len(options) * 32
+        return
+    if name == "shards":
+        assert (Path(options[0]) / "manifest.json").exists()
         return
     made = Path(options[options.index("--output") + 1]) if "--output" in options else Path(folder)
     assert list(made.glob("images/*.npz" if name == "regions" else "train*.tsv"))

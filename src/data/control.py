@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from src.data.tokenizer import Tokenizer
-from src.data.tsv import Captions
+from src.data.table import Captions, Words
 from src.data.vocabulary import SPECIALS, Vocabulary
 from src.ranges import share
 
@@ -82,23 +81,26 @@ class Control:
         """A caption's control tokens, from its tags and its number of words."""
         return [*(tag_tokens(tags) if self.tags else ()), *([length_token(words)] if self.length else ())]
 
-    def counts(self, table: Captions, tokenizer: Tokenizer, longest: int) -> dict[str, int]:
+    def counts(self, table: Captions, words: Words, longest: int) -> dict[str, int]:
         """The control tokens of a table's captions, tags sorted, then lengths in order, and how many have each.
 
         Raises:
             ControlError: there are to be tags, and there is none.
         """
         seen: Counter[str] = Counter()
-        for texts, tags in zip(table.captions, table.tags, strict=True):
-            for text, tag in zip(texts, tags, strict=True):
-                seen.update(self.tokens(tag, min(longest, len(tokenizer.tokens(text))) if self.length else 0))
-        tagged = sorted(name for name in seen if not _LENGTH.fullmatch(name))
+        if self.tags:
+            for label, count in labels_of(table).items():
+                seen.update(dict.fromkeys(tag_tokens(label), count))
+        tagged = sorted(seen)
         if self.tags and not tagged:
             raise ControlError(
                 "control.tags=true: no training caption has a tag; write them into a third column, "
                 "img_path<TAB>caption<TAB>tags, or choose control=length or null"
             )
-        return {name: seen[name] for name in (*tagged, *sorted(seen.keys() - tagged, key=_words))}
+        if self.length:
+            lengths = np.bincount(np.minimum(words.spans()[1], longest)).tolist()
+            seen.update({length_token(length): count for length, count in enumerate(lengths) if count})
+        return {name: seen[name] for name in (*tagged, *(name for name in seen if _LENGTH.fullmatch(name)))}
 
     def kept(self, given: Sequence[Sequence[int]], draw: int) -> list[list[int]]:
         """Of the control tokens of each of an item's captions, those that stay, by the item's draw."""
@@ -115,15 +117,22 @@ class Control:
         return result
 
 
+def labels_of(table: Captions) -> dict[str, int]:
+    """The distinct third columns of a table, and how many rows have each."""
+    counts = np.bincount(np.asarray(table.labels.chosen), minlength=len(table.label_names()))
+    return {label: count for label, count in zip(table.label_names(), counts.tolist(), strict=True) if count}
+
+
 def check_tags(tables: Mapping[str, Captions], files: Mapping[str, str]) -> None:
     """Raises ControlError for a row's tags that cannot be, with its file and picture."""
     for name, table in tables.items():
-        for image, tags in zip(table.images, table.tags, strict=True):
-            for each in tags:
-                try:
-                    tag_tokens(each)
-                except ControlError as error:
-                    raise ControlError(f"{files[name]}: a row of {image}: {error}") from error
+        for label in labels_of(table):
+            try:
+                tag_tokens(label)
+            except ControlError as error:
+                row = table.labels.index(label)
+                image = table.images[int(np.searchsorted(table.first, row, "right")) - 1]
+                raise ControlError(f"{files[name]}: a row of {image}: {error}") from error
 
 
 def with_tags(table: Captions, wanted: Sequence[str]) -> Captions:
@@ -132,20 +141,13 @@ def with_tags(table: Captions, wanted: Sequence[str]) -> Captions:
     Raises:
         ControlError: there are none; names the table's tags.
     """
-    found: dict[str, tuple[list[str], list[str]]] = {}
-    there: set[str] = set()
-    for image, texts, tags in zip(table.images, table.captions, table.tags, strict=True):
-        for text, tag in zip(texts, tags, strict=True):
-            own = set(tag_tokens(tag))
-            there |= own
-            if own.issuperset(wanted):
-                rows = found.setdefault(image, ([], []))
-                rows[0].append(text)
-                rows[1].append(tag)
-    if not found:
+    names = [set(tag_tokens(label)) for label in table.label_names()]
+    carry = np.array([own.issuperset(wanted) for own in names])[np.asarray(table.labels.chosen)]
+    if not carry.any():
+        there = set().union(*(tag_tokens(label) for label in labels_of(table)))
         known = f"the tags there are {_shown(sorted(there))}" if there else "no row has tags, its third column"
         raise ControlError(f"no row carries {_shown(wanted)}: {known}")
-    return Captions(list(found), [texts for texts, _ in found.values()], [tags for _, tags in found.values()])
+    return table.where(carry)
 
 
 # ---------------------------------------------------------------- asking

@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from src.data.shards import ShardImages
+from src.data.table import mapped
 from src.data.transforms import AS_IT_IS, Preprocess, Variation
 from src.encoders.base import Encoder
 from src.files import locked
@@ -48,6 +51,20 @@ def images_digest(root: Path, images: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def features_key(
+    encoder: Encoder, backbone_config: Mapping[str, Any], preprocess: Preprocess, precision: torch.dtype | None
+) -> dict[str, Any]:
+    """All that features depend on besides the images and how they are varied."""
+    return {
+        "backbone": {k: v for k, v in backbone_config.items() if k != "weights"},
+        "stages": encoder.frozen_stages,
+        **encoder.cache_key,
+        "weights": state_digest(*encoder.frozen_modules),
+        "preprocess": preprocess.to_dict(),
+        "precision": str(precision),
+    }
+
+
 def cached_features(
     encoder: Encoder,
     backbone_config: Mapping[str, Any],
@@ -57,6 +74,7 @@ def cached_features(
     directory: Path,
     *,
     variations: Sequence[Variation] | None = None,
+    shards: ShardImages | None = None,
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
     batch_size: int | None = None,
@@ -79,25 +97,25 @@ def cached_features(
         preprocess: how a picture becomes pixels.
         directory: where caches live; one folder each.
         variations: how each picture is varied; None: not at all.
+        shards: what the images are read from, instead of files below `root`.
         device: where the backbone runs.
         precision: autocast to this type; None for float32.
         batch_size: images a forward pass; None: few on a CPU, whose caches hold the maps of few, else more.
         workers: threads that decode and, on a CPU, encode; None: as many as torch has. The rows do not depend on it.
         progress: show a bar.
     """
-    key = {
-        "backbone": {k: v for k, v in backbone_config.items() if k != "weights"},
-        "stages": encoder.frozen_stages,
-        **encoder.cache_key,
-        "weights": state_digest(*encoder.frozen_modules),
-        "preprocess": preprocess.to_dict(),
-        "precision": str(precision),
-        "images": images_digest(root, images),
-    }
+    digest = images_digest(root, images) if shards is None else shards.digest()
+    key = {**features_key(encoder, backbone_config, preprocess, precision), "images": digest}
     variations = variations or [AS_IT_IS] * len(images)
     if any(variation != AS_IT_IS for variation in variations):
         key["variations"] = hashlib.sha256(json.dumps(variations).encode()).hexdigest()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+
+    def opened(i: int) -> Tensor:
+        if shards is not None:
+            return shards.open(i, preprocess, variations[i])
+        return preprocess.open(root / images[i], variations[i])
+
     finished, partial = directory / name, directory / f"{name}.partial"
     directory.mkdir(parents=True, exist_ok=True)
     if not finished.exists():
@@ -105,23 +123,22 @@ def cached_features(
             if not finished.exists():
                 _build(
                     encoder,
-                    [root / image for image in images],
-                    variations,
-                    preprocess,
+                    opened,
+                    len(images),
                     partial,
                     key,
                     device,
                     precision,
-                    batch_size or (8 if torch.device(device).type == "cpu" else 32),
+                    batch_size or default_batch(torch.device(device).type),
                     workers,
                     progress,
                 )
                 os.replace(partial, finished)
                 log.info("feature cache: %d images in %s", len(images), finished)
-    return np.load(finished / "regions.npy", mmap_mode="r")
+    return mapped(finished / "regions.npy")
 
 
-def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+def in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
     """function(item) of each item in turn, computed by the pool's threads for up to `ahead` items in advance."""
     waiting: deque[Future[B]] = deque()
     for item in items:
@@ -132,37 +149,36 @@ def _in_order(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Itera
         yield waiting.popleft().result()
 
 
-def _build(
+def encoded(
     encoder: Encoder,
-    paths: Sequence[Path],
-    variations: Sequence[Variation],
-    preprocess: Preprocess,
-    partial: Path,
-    key: Mapping[str, Any],
+    opened: Callable[[int], Tensor],
+    images: range,
     device: torch.device | str,
     precision: torch.dtype | None,
-    batch_size: int,
+    batch_size: int | None,
     workers: int | None,
-    progress: bool,
-) -> None:
-    """Fill `partial`: regions.npy in the images' order, and how many of its rows are done in progress.txt.
+) -> Generator[np.ndarray, None, None]:
+    """The frozen stages' output (B, R, D) float16 of images, in order, batch by batch.
 
     On a CPU each thread decodes a batch and encodes it, all on one core: cores that share an operation wait for each
     other. Beside an accelerator the threads decode ahead, and this one encodes.
+
+    Args:
+        encoder: at least one of its stages is frozen.
+        opened: an image's number → its pixels (3, H, W) uint8.
+        images: which.
+        device, precision, batch_size, workers: as in `cached_features`.
+
+    Raises:
+        ValueError: the output overflows half precision.
     """
-    partial.mkdir(exist_ok=True)
-    (partial / "key.json").write_text(json.dumps(key, indent=2))
-    counter, path = partial / "progress.txt", partial / "regions.npy"
-    done = int(counter.read_text() or 0) if counter.exists() and path.exists() else 0
-    done -= done % batch_size  # the same batches as without an interruption: rounding may depend on their size
-    rows = np.load(path, mmap_mode="r+") if done else None
     kind, training, cores = torch.device(device).type, encoder.training, torch.get_num_threads()
+    batch_size = batch_size or default_batch(kind)
     encoder = encoder.to(device).eval()
     encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def decode(start: int) -> Tensor:
-        batch = slice(start, start + batch_size)
-        return torch.stack([preprocess.open(*each) for each in zip(paths[batch], variations[batch], strict=True)])
+        return torch.stack([opened(i) for i in range(start, min(start + batch_size, images.stop))])
 
     def encode(pixels: Tensor) -> np.ndarray:
         # Both contexts hold for the thread that enters them alone.
@@ -175,32 +191,58 @@ def _build(
 
     threads = max(1, cores if workers is None else workers)
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    starts = range(done, len(paths), batch_size)
-    batches: Iterator[np.ndarray]
-    if kind == "cpu":
-        batches = _in_order(pool, lambda start: encode(decode(start)), starts, 2 * threads)
-    else:
-        batches = map(encode, _in_order(pool, decode, starts, 2 * threads))
+    starts = range(images.start, images.stop, batch_size)
     try:
-        with tqdm(total=len(paths), initial=done, desc="features", unit="img", disable=not progress) as bar:
-            for regions in batches:
-                if rows is None:
-                    size = len(paths) * regions[0].nbytes
-                    free = shutil.disk_usage(partial).free
-                    if size > free:
-                        raise OSError(
-                            f"{partial}: the feature cache needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
-                            "set data.cache_dir to a larger disk, or data.cache=false to encode every epoch"
-                        )
-                    rows = np.lib.format.open_memmap(path, "w+", np.float16, (len(paths), *regions.shape[1:]))
-                rows[done : done + len(regions)] = regions
-                done += len(regions)
-                if done // FLUSH_EVERY != (done - len(regions)) // FLUSH_EVERY or done == len(paths):
-                    rows.flush()
-                    counter.write_text(str(done))
-                bar.update(len(regions))
+        if kind == "cpu":
+            yield from in_order(pool, lambda start: encode(decode(start)), starts, 2 * threads)
+        else:
+            yield from map(encode, in_order(pool, decode, starts, 2 * threads))
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)  # threads to come take the number that was set last, by any thread
         encoder.backbone.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         encoder.train(training)
+
+
+def default_batch(kind: str) -> int:
+    """Images a forward pass on a kind of device: few on a CPU, whose caches hold the maps of few."""
+    return 8 if kind == "cpu" else 32
+
+
+def _build(
+    encoder: Encoder,
+    opened: Callable[[int], Tensor],
+    count: int,
+    partial: Path,
+    key: Mapping[str, Any],
+    device: torch.device | str,
+    precision: torch.dtype | None,
+    batch_size: int,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    """Fill `partial`: regions.npy in the images' order, and how many of its rows are done in progress.txt."""
+    partial.mkdir(exist_ok=True)
+    (partial / "key.json").write_text(json.dumps(key, indent=2))
+    counter, path = partial / "progress.txt", partial / "regions.npy"
+    done = int(counter.read_text() or 0) if counter.exists() and path.exists() else 0
+    done -= done % batch_size  # the same batches as without an interruption: rounding may depend on their size
+    rows = np.load(path, mmap_mode="r+") if done else None
+    batches = encoded(encoder, opened, range(done, count), device, precision, batch_size, workers)
+    with closing(batches), tqdm(total=count, initial=done, desc="features", unit="img", disable=not progress) as bar:
+        for regions in batches:
+            if rows is None:
+                size = count * regions[0].nbytes
+                free = shutil.disk_usage(partial).free
+                if size > free:
+                    raise OSError(
+                        f"{partial}: the feature cache needs {size / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+                        "set data.cache_dir to a larger disk, or data.cache=false to encode every epoch"
+                    )
+                rows = np.lib.format.open_memmap(path, "w+", np.float16, (count, *regions.shape[1:]))
+            rows[done : done + len(regions)] = regions
+            done += len(regions)
+            if done // FLUSH_EVERY != (done - len(regions)) // FLUSH_EVERY or done == count:
+                rows.flush()
+                counter.write_text(str(done))
+            bar.update(len(regions))

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -12,13 +13,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.control import Control, ControlError, check_tags, with_tags
-from src.data.features import cached_features
+from src.data.features import cached_features, features_key
+from src.data.images import ImageError
 from src.data.regions import RegionFiles, padded
-from src.data.sides import swap_sides
+from src.data.shards import (
+    OnBadShard,
+    ShardError,
+    ShardFeatures,
+    ShardImages,
+    Shards,
+    check_features,
+    found_shards,
+    picture_of,
+)
+from src.data.sides import names_side, swap_sides
+from src.data.table import Captions, Words, ranges, words_of
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import AS_IT_IS, Augmentation, Preprocess, Variation
-from src.data.tsv import Captions, OnBadRow, Verify, check_fractions, read_tsv, split_by_image, write_skipped
-from src.data.vocabulary import PAD, UNK, Vocabulary
+from src.data.tsv import OnBadRow, Verify, check_fractions, read_tsv, split_by_image, write_skipped
+from src.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
 from src.encoders.precomputed import Regions
 from src.ranges import at_least
@@ -26,6 +39,7 @@ from src.ranges import at_least
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+Form = Literal["tsv", "shards"]
 
 
 class Batch(NamedTuple):
@@ -57,14 +71,15 @@ class Item(NamedTuple):
 
 
 class CaptionedImages(Dataset[Batch]):
-    """One split: images, and their captions as ids in one flat buffer with offsets. With `augment` an item that has a
-    draw is varied, and what the captions of a mirrored picture say is in further rows of the buffer. With `control` the
-    captions' control tokens stand beside the buffer, those that the vocabulary has; an item that has a draw may lose
-    some of them."""
+    """One split: images, and their captions as words in one flat buffer with offsets, which the vocabulary makes ids as
+    a batch is made. With `augment` an item that has a draw is varied, and what the captions of a mirrored picture say
+    stands beside the buffer. With `control` the captions have control tokens, those that the vocabulary has; an item
+    that has a draw may lose some of them."""
 
     def __init__(
         self,
         captions: Captions,
+        words: Words,
         root: Path,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
@@ -73,39 +88,47 @@ class CaptionedImages(Dataset[Batch]):
         augment: Augmentation | None = None,
         regions: RegionFiles | None = None,
         control: Control | None = None,
+        shards: Shards | None = None,
+        skip: bool = False,
     ) -> None:
         self.root, self.preprocess, self.regions, self.control = root, preprocess, regions, control
+        self.shards = None if shards is None else ShardImages(shards, captions.images)
+        self.skip, self.lost = skip, 0
         self.augment = augment = augment or Augmentation()  # nothing
-        self.images, self.captions = captions.images, captions.captions
-        self.first_caption = np.cumsum([0, *map(len, captions.captions)])
+        self.images, self.captions, self.labels = captions.images, captions.captions, captions.labels
+        self.first_caption, self.longest = captions.first, longest
+        self.words = words
+        types = list(words.types)
+        self.ids = np.array([vocabulary.index.get(word, UNK) for word in types], np.int32)  # of each distinct word
+        self.control_index = vocabulary.control_index
 
-        def encode(text: str) -> list[int]:
-            return vocabulary.encode(tokenizer.tokens(text)[:longest])
-
-        texts = [(image, text) for image, texts in enumerate(captions.captions) for text in texts]
-        encoded = [encode(text) for _, text in texts]
-        self.mirrored = list(range(len(encoded)))  # the row of each caption where its picture is mirrored
+        self.mirrored: dict[int, np.ndarray] = {}  # the words' ids of each row that a mirrored picture changes
         self.never_mirrored: set[int] = set()
-        for row, (image, text) in enumerate(texts):
-            if augment.flip and (other := swap_sides(text)) != text:
-                self.mirrored[row] = len(encoded)
-                encoded.append(encode(other))
-                # A word whose counterpart the vocabulary lacks would be taught as <unk>.
-                lost = encoded[-1].count(UNK) > encoded[row].count(UNK)
-                if lost or augment.flip_captions == "leave":
-                    self.never_mirrored.add(image)
-        self.tokens = np.fromiter((token for ids in encoded for token in ids), np.int32)
-        self.lengths = np.array([len(ids) for ids in encoded])
-        self.offsets = np.cumsum([0, *self.lengths])
-        self.controls: list[list[int]] = []  # of each row of the buffer
-        if control is not None:
-            known, tags = vocabulary.control_index, [tag for each in captions.tags for tag in each]
-            of = dict(enumerate(tags)) | {self.mirrored[row]: tag for row, tag in enumerate(tags)}
-            for row, length in enumerate(self.lengths.tolist()):
-                names = control.tokens(of[row], length - 2)  # without BOS and EOS
-                self.controls.append([known[name] for name in names if name in known])
-        self.features: Sequence[np.ndarray] | None = None
+        sides = np.array([names_side(word) for word in types], bool)
+        for row in words.rows_with(sides).tolist() if augment.flip else ():
+            text = captions.texts[row]
+            if (other := swap_sides(text)) == text:
+                continue
+            ids = np.array(vocabulary.encode(tokenizer.tokens(other)[:longest])[1:-1], np.int32)
+            (own,) = self._encoded(np.array([row]))
+            self.mirrored[row] = ids
+            # A word whose counterpart the vocabulary lacks would be taught as <unk>.
+            lost = (ids == UNK).sum() > (own == UNK).sum()
+            if lost or augment.flip_captions == "leave":
+                self.never_mirrored.add(int(np.searchsorted(self.first_caption, row, "right")) - 1)
+        self.features: Sequence[np.ndarray | ShardFeatures] | None = None
         """Cached features (images, R, D) of each view."""
+
+    def _encoded(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The ids of each row's words, those beyond the longest left out."""
+        starts, counts = self.words.spans(rows)
+        counts = np.minimum(counts, self.longest)
+        ids = self.ids[self.words.stream[np.repeat(starts, counts) + ranges(counts)]]
+        return np.split(ids, np.cumsum(counts)[:-1])
+
+    def lengths(self) -> np.ndarray:
+        """(M,) tokens of each caption, BOS and EOS among them."""
+        return np.minimum(self.words.spans()[1], self.longest) + 2
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,54 +151,85 @@ class CaptionedImages(Dataset[Batch]):
 
     def __getitem__(self, items: Sequence[Item]) -> Batch:
         """Items → a whole Batch: nothing is collated caption by caption."""
-        index = [item.image for item in items]
         variations = [self._variation(item) for item in items]
-        images: Tensor | Regions
-        if self.features is not None:
-            images = torch.from_numpy(np.stack([self.features[self._view(item)][item.image] for item in items]))
-        elif self.regions is not None:
-            images = padded([self.regions.read(self.images[i]) for i in index])
-        else:
-            paths = [self.root / self.images[i] for i in index]
-            images = torch.stack([self.preprocess.open(*each) for each in zip(paths, variations, strict=True)])
-        rows = [[self.first_caption[item.image] + caption for caption in item.captions] for item in items]
+        images, read = self._images(items, variations)
+        items, variations = [items[i] for i in read], [variations[i] for i in read]
+        index = [item.image for item in items]
+        rows = [self.first_caption[item.image] + np.asarray(item.captions) for item in items]
         references = [self.captions[i] for i in index]
-        for b, variation in enumerate(variations):
+        every = iter(self._encoded(np.concatenate(rows)))
+        captions = []
+        for b, (item, variation) in enumerate(zip(items, variations, strict=True)):
+            words = list(islice(every, len(rows[b])))
             if variation.flip:
-                rows[b] = [self.mirrored[row] for row in rows[b]]
+                words = [self.mirrored.get(row, ids) for row, ids in zip(rows[b].tolist(), words, strict=True)]
                 references[b] = [swap_sides(text) for text in references[b]]
-        given = [self._given(item, captions) for item, captions in zip(items, rows, strict=True)]
-        shape = (len(rows), max(map(len, rows)))
-        starts, lengths, prefix = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.ones(shape, np.int64)
-        for b, captions in enumerate(rows):
-            sizes = self.lengths[captions] + [len(ids) for ids in given[b]]
+            given = self._given(item, rows[b], [len(ids) for ids in words])
             # The longest first: what is left of a batch after some words is then a corner of it.
-            order = np.argsort(-sizes, kind="stable")
-            given[b] = [given[b][i] for i in order]
-            starts[b, : len(captions)], lengths[b, : len(captions)] = self.offsets[captions][order], sizes[order]
-            prefix[b, : len(captions)] += [len(ids) for ids in given[b]]
-        steps = np.arange(lengths.max())
-        mask = steps < lengths[..., None]
-        # Control tokens lie between BOS and what follows it in the buffer.
-        places = starts[..., None] + np.where(steps < prefix[..., None], 0, steps - prefix[..., None] + 1)
-        tokens = np.where(mask, self.tokens[np.where(mask, places, 0)], PAD).astype(np.int64)
-        for b, ids_of in enumerate(given):
-            for q, ids in enumerate(ids_of):
-                tokens[b, q, 1 : 1 + len(ids)] = ids
+            both = zip(given, words, strict=True)
+            captions.append(sorted(both, key=lambda each: -len(each[0]) - len(each[1])))
+        longest = max(len(given) + len(words) for each in captions for given, words in each)
+        shape = (len(captions), max(map(len, captions)), longest + 2)
+        tokens, prefix = np.full(shape, PAD), np.ones(shape[:2], np.int64)
+        lengths = np.zeros(shape[:2], np.int64)
+        for b, each in enumerate(captions):
+            for q, (controls, ids) in enumerate(each):
+                first, end = 1 + len(controls), 1 + len(controls) + len(ids)
+                tokens[b, q, 0], tokens[b, q, 1:first] = BOS, controls
+                tokens[b, q, first:end], tokens[b, q, end] = ids, EOS
+                prefix[b, q], lengths[b, q] = first, end + 1
         return Batch(
             images,
             torch.tensor(index),
             torch.from_numpy(tokens),
-            torch.from_numpy(mask),
+            torch.from_numpy(np.arange(shape[-1]) < lengths[..., None]),
             torch.from_numpy(prefix),
             references,
         )
 
-    def _given(self, item: Item, rows: Sequence[int]) -> list[list[int]]:
-        """The control tokens of an item's captions, of which a training item keeps what its draw says."""
+    def _images(self, items: Sequence[Item], variations: Sequence[Variation]) -> tuple[Tensor | Regions, Sequence[int]]:
+        """What the encoder takes of these images, and which of them: of shards, with `skip`, training goes on without
+        those that cannot be read."""
+        every = range(len(items))
+        index = [item.image for item in items]
+        if self.regions is not None:
+            return padded([self.regions.read(self.images[i]) for i in index]), every
+        if self.features is not None:
+            return self._features(items), every
+        read, found = [], []
+        for place, (item, variation) in enumerate(zip(items, variations, strict=True)):
+            try:
+                found.append(self._picture(item.image, variation))
+                read.append(place)
+            except (ShardError, ImageError) as error:
+                if self.shards is None or not self.skip or item.draw is None:
+                    raise
+                self.lost += 1
+                log.warning("a training image left out (the %d. of this process): %s", self.lost, error)
+                last = error
+        if not found:
+            raise ShardError(f"none of a batch's {len(items)} images could be read: {last}")
+        return torch.stack(found), read
+
+    def _features(self, items: Sequence[Item]) -> Tensor:
+        assert self.features is not None
+        if isinstance(self.features[0], ShardFeatures):
+            return torch.from_numpy(self.features[0].take([item.image for item in items]))
+        return torch.from_numpy(np.stack([self.features[self._view(item)][item.image] for item in items]))
+
+    def _picture(self, image: int, variation: Variation) -> Tensor:
+        if self.shards is not None:
+            return self.shards.open(image, self.preprocess, variation)
+        return self.preprocess.open(self.root / self.images[image], variation)
+
+    def _given(self, item: Item, rows: np.ndarray, lengths: Sequence[int]) -> list[list[int]]:
+        """The control tokens of an item's captions, of so many words each; a training item keeps what its draw says."""
         if self.control is None:
             return [[] for _ in rows]
-        given = [self.controls[row] for row in rows]
+        given = []
+        for row, length in zip(rows.tolist(), lengths, strict=True):
+            names = self.control.tokens(self.labels[row], length)
+            given.append([self.control_index[name] for name in names if name in self.control_index])
         return given if item.draw is None else self.control.kept(given, item.draw)
 
 
@@ -183,10 +237,12 @@ class TrainingOrder(Sampler[list[Item]]):
     """Which captions come when, and each item's draw: a function of (seed, epoch, step, rank, world) alone, so that a
     resumed run sees what an uninterrupted one would have. Every caption once an epoch: an image's captions are
     shuffled, cut into groups of `captions_per_image`, and the groups shuffled. Of every `BUCKET` steps' groups, those
-    of like length then come together, and the batches are shuffled. All ranks take equally many steps.
+    of like length then come together, and the batches are shuffled. All ranks take equally many steps. Of
+    shards, a few at a time are mixed.
 
     Args:
-        lengths: of each image's captions, in tokens.
+        lengths: (M,) of the captions, in tokens, those of an image together.
+        first: (N + 1,) where those of each image begin, and the last's end.
         batch_size: images (groups) a batch and rank.
         captions_per_image: captions of an image that are learned from together.
         seed: of the whole order.
@@ -198,18 +254,21 @@ class TrainingOrder(Sampler[list[Item]]):
 
     def __init__(
         self,
-        lengths: Sequence[Sequence[int]],
+        lengths: np.ndarray,
+        first: np.ndarray,
         batch_size: int,
         captions_per_image: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.lengths, self.first, self.batch_size, self.seed = lengths, first, batch_size, seed
         self.captions_per_image, self.rank, self.world = captions_per_image, rank, world
+        self.blocks: np.ndarray | None = None  # (N,) of each image, its shard: those of few are read at a time,
+        self.together = 1  # of so many
         self.epoch = 0
         self.start = 0  # the step that the next epoch begins with, when one is resumed in its middle
-        groups = sum(-(-len(each) // captions_per_image) for each in lengths)
+        groups = int((-(-np.diff(first) // captions_per_image)).sum())
         whole, rest = divmod(groups, batch_size * world)
         self.steps = whole + (rest >= world)
 
@@ -222,44 +281,62 @@ class TrainingOrder(Sampler[list[Item]]):
 
     def __iter__(self) -> Iterator[list[Item]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        groups, words = [], []
-        for image, lengths in enumerate(self.lengths):
-            order = rng.permutation(len(lengths)).tolist()
-            for i in range(0, len(order), self.captions_per_image):
-                groups.append(Item(image, order[i : i + self.captions_per_image]))
-                own = [lengths[caption] for caption in groups[-1].captions]
-                words.append((max(own), sum(own)))
-        draws = rng.integers(2**63, size=len(groups)).tolist()
+        counts = np.diff(self.first)
+        image = np.repeat(np.arange(len(counts)), counts)
+        # Each image's captions shuffled, by numbers below 1 that a sum with its place keeps apart.
+        shuffled = np.argsort(image + rng.random(len(image), np.float32).astype(np.float64), kind="stable")
+        places = np.arange(len(image)) - self.first[image]
+        starts = np.flatnonzero(places % self.captions_per_image == 0)  # of the groups
+        ends = np.append(starts[1:], len(image))
+        image = image[starts]
+        own = self.lengths[shuffled]
+        longest, total = np.maximum.reduceat(own, starts), np.add.reduceat(own, starts)
+        draws = rng.integers(2**63, size=len(starts))
         # Ranks take equally many: what is left over is cut off here, at random, not from a window's longest captions.
-        order = rng.permutation(len(groups))[: len(groups) // self.world * self.world]
+        order = rng.permutation(len(starts))[: len(starts) // self.world * self.world]
         every = self.batch_size * self.world
-        longest, total = np.array(words).T
+        reading = np.zeros(len(starts), np.int64)  # when: with the groups of which shards
+        if self.blocks is not None:
+            of_shards = np.random.default_rng([self.seed, self.epoch, 1])  # the rest is as without shards
+            reading = of_shards.permutation(self.blocks.max() + 1)[self.blocks[image]] // self.together
+            order = order[reading[order].argsort(kind="stable")]
         # Nearly alike in the longest caption, which padding follows, and then in all of them.
-        ranks = np.lexsort(np.array([total, longest // 3])).argsort()
-        windows = [order[i : i + self.BUCKET * every] for i in range(0, len(order), self.BUCKET * every)]
-        order = np.concatenate([window[ranks[window].argsort()] for window in windows])
-        batches = [order[i : i + every] for i in range(0, len(order), every)]
-        full = rng.permutation(len(order) // every).tolist()
+        ranks = np.empty(len(starts), np.int64)
+        ranks[np.lexsort((total, longest // 3))] = np.arange(len(starts))
+        for part in np.split(order, np.flatnonzero(np.diff(reading[order])) + 1):
+            for i in range(0, len(part), self.BUCKET * every):
+                window = part[i : i + self.BUCKET * every]
+                window[:] = window[ranks[window].argsort()]
+        full = rng.permutation(len(order) // every)
+        when = reading[order[full * every]] + reading[order[full * every + every - 1]]
+        full = full[when.argsort(kind="stable")].tolist()
         start, self.start = self.start, 0
         for step in range(start, self.steps):
-            chunk = batches[full[step]] if step < len(full) else batches[step]
-            chunk = chunk[np.argsort(-longest[chunk], kind="stable")]
-            yield [groups[i]._replace(draw=draws[i]) for i in chunk[self.rank :: self.world]]
+            batch = full[step] if step < len(full) else step
+            chunk = order[batch * every : (batch + 1) * every]
+            chunk = chunk[np.argsort(-longest[chunk], kind="stable")][self.rank :: self.world]
+            yield [
+                Item(i, (shuffled[begin:end] - self.first[i]).tolist(), draw)
+                for i, begin, end, draw in zip(
+                    *(each[chunk].tolist() for each in (image, starts, ends, draws)), strict=True
+                )
+            ]
 
 
 class EvaluationOrder(Sampler[list[Item]]):
     """Every image once, in order, with all its captions; rank r takes images r, r + world, …"""
 
-    def __init__(self, captions: Sequence[int], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.items = [Item(image, range(count)) for image, count in enumerate(captions)][rank::world]
-        self.batch_size = batch_size
+    def __init__(self, first: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        self.first, self.batch_size = first, batch_size
+        self.images = range(rank, len(first) - 1, world)
 
     def __len__(self) -> int:
-        return -(-len(self.items) // self.batch_size)
+        return -(-len(self.images) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        for start in range(0, len(self.items), self.batch_size):
-            yield self.items[start : start + self.batch_size]
+        for start in range(0, len(self.images), self.batch_size):
+            images = self.images[start : start + self.batch_size]
+            yield [Item(image, range(int(self.first[image + 1] - self.first[image]))) for image in images]
 
 
 def check_fields(data: Mapping[str, Any]) -> None:
@@ -271,6 +348,9 @@ def check_fields(data: Mapping[str, Any]) -> None:
     counts = ("min_count", "max_size", "batch_size", "captions_per_image", "max_tokens", "eval_batch_size")
     at_least(1, "data", **{name: data[name] for name in counts})
     at_least(0, "data", workers=data["workers"])
+    at_least(1, "data", shuffle_shards=data["shuffle_shards"])
+    if data["shard_cache_gb"] is not None and not data["shard_cache_gb"] > 0:
+        raise ValueError(f"data.shard_cache_gb={data['shard_cache_gb']}: more than 0, or null")
     given, split = [name for name in SPLITS if data[name]], data["split"]
     if not given:
         raise ValueError(
@@ -288,8 +368,9 @@ class CaptionData(lightning.LightningDataModule):
     """A data set in TSV form (`img_path<TAB>caption`), its vocabulary, and its loaders.
 
     Args:
-        root: the folder that image paths and the TSVs are relative to.
-        train, val, test: TSV files; any may be None. Only `train` and `split` given: one file, split by image.
+        root: the folder that image paths and the TSVs are relative to, or of shards an address.
+        train, val, test: TSV files, or shards (`found_shards`); any may be None. Only `train` and `split` given: one
+            file, split by image.
         split: fractions (train, val, test) for one file, by image.
         split_seed: of that division alone, so that runs with other seeds share their test pictures.
         preprocess: how a picture becomes pixels, and how those of the training loader are varied.
@@ -305,7 +386,11 @@ class CaptionData(lightning.LightningDataModule):
         workers: loading processes; features from the cache need none.
         verify: none, exists or decode: how images are checked.
         on_bad_row: error, or skip (counted, and listed in `skipped.tsv`).
-        cache_dir: where verified images and cached features are remembered.
+        form: tsv, tables of picture files; or shards, webdataset's tars.
+        on_bad_shard: error, or skip: images of shards that are missing or damaged are left out and counted.
+        shuffle_shards: shards that a batch is drawn from: few are read at a time.
+        shard_cache_gb: of shards that have an address, how much is kept at most; None: all.
+        cache_dir: where tables in flat form, verified images and cached features are kept.
         regions: of the images, computed beforehand: these are read, and checked by `verify`, instead of the images.
         control: which control tokens captions are given.
         seed: of the order.
@@ -316,9 +401,9 @@ class CaptionData(lightning.LightningDataModule):
         root: str | Path,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
+        train: str | Sequence[str] | None = None,
+        val: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
         split: Sequence[float] | None = None,
         split_seed: int = 0,
         min_count: int = 5,
@@ -332,6 +417,10 @@ class CaptionData(lightning.LightningDataModule):
         workers: int = 0,
         verify: Verify = "exists",
         on_bad_row: OnBadRow = "error",
+        form: Form = "tsv",
+        on_bad_shard: OnBadShard = "error",
+        shuffle_shards: int = 16,
+        shard_cache_gb: float | None = None,
         cache_dir: str | Path = "cache",
         regions: RegionFiles | None = None,
         control: Control | None = None,
@@ -339,7 +428,10 @@ class CaptionData(lightning.LightningDataModule):
     ) -> None:
         check_fields(locals())
         super().__init__()
-        self.root, self.cache_dir = Path(root), Path(cache_dir)
+        self.location, self.root, self.cache_dir = str(root), Path(root), Path(cache_dir)
+        self.form, self.on_bad_shard, self.shuffle_shards = form, on_bad_shard, shuffle_shards
+        self.shard_cache_bytes = None if shard_cache_gb is None else int(shard_cache_gb * 1e9)
+        self.shards: dict[str, Shards] = {}
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.batch_size, self.eval_batch_size, self.captions_per_image = batch_size, eval_batch_size, captions_per_image
         self.max_tokens, self.workers, self.seed = max_tokens, workers, seed
@@ -347,34 +439,49 @@ class CaptionData(lightning.LightningDataModule):
         files = {"train": train, "val": val, "test": test}
         self.tables: dict[str, Captions] = {}
         if split is not None:
-            parts = split_by_image(self._read(str(train)), list(split), split_seed)
+            parts = split_by_image(self._read("train", train or ""), list(split), split_seed)
             self.tables = {name: part for name, part in zip(SPLITS, parts, strict=False) if part.images}
+            self.shards = {name: shards for shards in self.shards.values() for name in self.tables}
         else:
-            self.tables = {name: self._read(file) for name, file in files.items() if file}
+            self.tables = {name: self._read(name, file) for name, file in files.items() if file}
+        if preprocess.augment is not None and self.packed("train"):
+            raise ValueError(
+                "transform.augment varies pictures, and data.train holds their features: choose one of both"
+            )
         if control is not None and control.tags:
-            check_tags(self.tables, {name: str(self.root / (files[name] or str(train))) for name in self.tables})
+            check_tags(self.tables, {name: f"{self.root}/{files[name] or train}" for name in self.tables})
         if vocabulary is None or extend is not None:
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
-            words = self.training_tokens()
-            controls = control.counts(self.tables["train"], tokenizer, max_tokens) if control is not None else {}
+            words = self.words("train")
+            controls = control.counts(self.tables["train"], words, max_tokens) if control is not None else {}
             if vocabulary is None:
-                vocabulary = Vocabulary.build(words, min_count, max_size, controls)
+                vocabulary = Vocabulary.build(words.counts(), min_count, max_size, controls)
             else:
-                vocabulary = vocabulary.extended(words, min_count, max_size, bool(extend), controls)
+                vocabulary = vocabulary.extended(words.counts(), min_count, max_size, bool(extend), controls)
         self.vocabulary = vocabulary
         self._splits: dict[str, CaptionedImages] = {}
         self._training: BatchLoader | None = None
         self._resume_at = 0
 
-    def _read(self, file: str) -> Captions:
-        path = self.root / file
+    def _read(self, name: str, file: str | Sequence[str]) -> Captions:
+        if self.form == "shards":
+            table, self.shards[name] = found_shards(
+                self.location,
+                file,
+                self.cache_dir,
+                on_bad_shard=self.on_bad_shard,
+                verify=self.verify,
+                most=self.shard_cache_bytes,
+            )
+            return table
+        path = self.root / str(file)
         table = read_tsv(
             path,
             self.root,
             on_bad_row=self.on_bad_row,
             verify=self.verify,
-            cache_dir=self.cache_dir / "verified",
+            cache_dir=self.cache_dir,
             look=self.regions.problems if self.regions else None,
         )
         if self.regions:
@@ -386,9 +493,13 @@ class CaptionData(lightning.LightningDataModule):
             listed.unlink(missing_ok=True)  # an earlier list is no longer true
         return table
 
+    def words(self, name: str) -> Words:
+        """The words of a split's captions."""
+        return words_of(self._table(name), self.tokenizer)
+
     def training_tokens(self) -> Iterator[list[str]]:
         """The words of each training caption."""
-        return (self.tokenizer.tokens(text) for texts in self.tables["train"].captions for text in texts)
+        return iter(self.words("train"))
 
     def _table(self, name: str) -> Captions:
         if name not in self.tables:
@@ -417,6 +528,7 @@ class CaptionData(lightning.LightningDataModule):
         if name not in self._splits:
             self._splits[name] = CaptionedImages(
                 table,
+                self.words(name),
                 self.root,
                 self.preprocess,
                 self.tokenizer,
@@ -425,12 +537,25 @@ class CaptionData(lightning.LightningDataModule):
                 self.preprocess.augment if name == "train" else None,
                 self.regions,
                 self.control,
+                self.shards.get(name),
+                self.on_bad_shard == "skip",
             )
         return self._splits[name]
 
-    def has_picture(self, image: str) -> bool:
-        """Whether there is a file to show: of regions computed beforehand there need be none."""
-        return self.regions is None or (self.root / image).is_file()
+    def packed(self, name: str) -> bool:
+        """Whether a split's shards hold features instead of pictures."""
+        return name in self.shards and self.shards[name].manifest.features is not None
+
+    def place(self, name: str) -> Path:
+        """The folder that the images of a split are relative to, or of their shards: `picture_of` finds them there."""
+        return Path(self.shards[name].place) if name in self.shards else self.root
+
+    def picture(self, name: str, image: str) -> Path | bytes | None:
+        """A picture of a split to show, its file or its bytes; None where there need be none: of regions and features
+        computed beforehand."""
+        if name in self.shards:
+            return None if self.packed(name) else picture_of(self.place(name), image)
+        return None if self.regions is not None and not (self.root / image).is_file() else self.root / image
 
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], views: int = 1, **options: Any
@@ -438,7 +563,13 @@ class CaptionData(lightning.LightningDataModule):
         """From now on read the frozen stages' output from the cache, building what it lacks: `cached_features`. Of the
         training images in so many views, of which each item's draw picks one; evaluation sees the first."""
         for name in names:
-            split = self.images(name)
+            split, shards = self.images(name), self.shards.get(name)
+            if shards is not None and shards.manifest.features is not None:
+                check_features(
+                    shards, features_key(encoder, backbone_config, self.preprocess, options.get("precision"))
+                )
+                split.features = [ShardFeatures(shards, split.images.chosen)]
+                continue
             split.features = [
                 cached_features(
                     encoder,
@@ -448,6 +579,7 @@ class CaptionData(lightning.LightningDataModule):
                     self.preprocess,
                     self.cache_dir / "features",
                     variations=[split.cached_variation(image, view) for image in range(len(split))],
+                    shards=split.shards,
                     **options,
                 )
                 for view in range(views if name == "train" else 1)
@@ -457,7 +589,8 @@ class CaptionData(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, split: CaptionedImages, order: Sampler[Any]) -> "BatchLoader":
-        workers = 0 if split.features is not None else self.workers
+        cached = split.features is not None and not isinstance(split.features[0], ShardFeatures)
+        workers = 0 if cached else self.workers
         return BatchLoader(
             split,
             batch_size=None,  # the order gives whole batches
@@ -470,10 +603,12 @@ class CaptionData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> "BatchLoader":
         split = self.images("train")
-        own = split.lengths[: split.first_caption[-1]]  # not those of mirrored pictures' captions
-        every = [each.tolist() for each in np.split(own, split.first_caption[1:-1])]
-        together = self.captions_per_image or max(map(len, every))
-        order = TrainingOrder(every, self.batch_size, together, self.seed, *self._world())
+        together = self.captions_per_image or int(np.diff(split.first_caption).max())
+        order = TrainingOrder(
+            split.lengths(), split.first_caption, self.batch_size, together, self.seed, *self._world()
+        )
+        if split.shards is not None:
+            order.blocks, order.together = split.shards.blocks(), self.shuffle_shards
         order.start, self._resume_at = self._resume_at, 0
         self._training = self._loader(split, order)
         return self._training
@@ -489,7 +624,7 @@ class CaptionData(lightning.LightningDataModule):
     def evaluation_dataloader(self, name: str, rank: int = 0, world: int = 1) -> "BatchLoader":
         """Every image of a split once, with all its captions; or this rank's share of them."""
         split = self.images(name)
-        order = EvaluationOrder([len(c) for c in split.captions], self.eval_batch_size, rank, world)
+        order = EvaluationOrder(split.first_caption, self.eval_batch_size, rank, world)
         return self._loader(split, order)
 
     def val_dataloader(self) -> "list[BatchLoader]":

@@ -18,6 +18,11 @@ def swap_sides(text: str) -> str:
     return _SIDES.sub(_swapped, text)
 
 
+def names_side(word: str) -> bool:
+    """Whether a caption with this word (of any tokenizer) may be one that `swap_sides` changes."""
+    return any(side in word for side in ("left", "right", "左", "右"))
+
+
 def _swapped(found: re.Match[str]) -> str:
     word = found[0]
     other = _OTHER[word.lower()]

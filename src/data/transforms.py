@@ -197,16 +197,16 @@ class Preprocess:
             pixels = pixels[:, ::-1]
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
-    def open(self, path: str | os.PathLike[str], variation: Variation = AS_IT_IS) -> Tensor:
-        """A picture file → uint8 (3, size, size).
+    def open(self, path: str | os.PathLike[str] | bytes, variation: Variation = AS_IT_IS) -> Tensor:
+        """A picture file, or its bytes, → uint8 (3, size, size).
 
         Raises:
             ImageError: the file cannot be decoded; the message names it.
         """
         return self(self.decode(path), variation)
 
-    def decode(self, path: str | os.PathLike[str]) -> Image.Image:
-        """A picture file → RGB, JPEGs reduced as `draft` allows.
+    def decode(self, path: str | os.PathLike[str] | bytes) -> Image.Image:
+        """A picture file, or its bytes, → RGB, JPEGs reduced as `draft` allows.
 
         Raises:
             ImageError: the file cannot be decoded; the message names it.

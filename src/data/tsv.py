@@ -8,15 +8,20 @@ import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
+import numpy as np
+from joblib import delayed
 from tqdm import tqdm
 
+from src.data import table as table_module
 from src.data.images import AGAIN, ImageError, load_image
+from src.data.table import BadRow, Captions, Strings, in_processes, joined, kept
 from src.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -29,36 +34,6 @@ Look = Callable[[Sequence[str], bool], dict[str, tuple[str, str]]]
 
 class TsvError(ValueError):
     """A table that cannot be used; the message names file and line and says how to mend it."""
-
-
-class BadRow(NamedTuple):
-    """A row that was left out."""
-
-    line: int
-    """From 1, as editors count."""
-    kind: str
-    """One of: columns, backslash-t, commas, header, empty caption, encoding, path, missing image,
-    unreadable image, missing regions, unreadable regions."""
-    reason: str
-    """What is wrong, and how to mend it."""
-    row: str
-    """As it stands in the file; bytes that are not UTF-8 as `\\xe9`."""
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Images in order of first appearance, and what the table says of each."""
-
-    images: list[str]
-    """POSIX paths relative to the root, each once."""
-    captions: list[list[str]]
-    """Of each image, one or more, in the table's order."""
-    tags: list[list[str]]
-    """Of each caption, the third column; empty where there is none."""
-    skipped: list[BadRow] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def read_tsv(
@@ -85,9 +60,9 @@ def read_tsv(
             returns the rows in `skipped`.
         verify: `none` looks at no image; `exists` at whether each is a file with something in it; `decode`
             also decodes each.
-        cache_dir: where images that could be decoded are remembered by path, size and time of change, so that
-            a second call decodes none of them.
-        progress: show a bar while decoding, on a terminal.
+        cache_dir: where the table is kept in flat form by its content, so that a second call maps it and reads no row;
+            and images that could be decoded by path, size and time of change, so that a second call decodes none.
+        progress: show bars while reading large tables and decoding, on a terminal.
         look: what looks at the images instead, where something else than their pixels is to be read.
 
     Raises:
@@ -101,38 +76,34 @@ def read_tsv(
     if verify not in get_args(Verify):
         raise ValueError(f"verify={verify}: choose {', '.join(get_args(Verify))}")
 
-    lines = _lines(path)
-    rows, bad = _parse(path, lines)
-    images = list(dict.fromkeys(image for _, image, _, _ in rows))
+    table = _table(path, None if cache_dir is None else Path(cache_dir), progress)
     if verify == "none":
         problems = {}
     elif look is not None:
-        problems = look(images, verify == "decode")
+        problems = look(table.images, verify == "decode")
     else:
-        problems = _verify(path, root, images, verify == "decode", cache_dir, progress)
+        problems = _verify(path, root, table.images, verify == "decode", cache_dir, progress)
+    bad = table.skipped
     if problems:
-        bad += [
-            BadRow(line, *problems[image], _shown(lines[line - 1])) for line, image, _, _ in rows if image in problems
-        ]
-        rows = [row for row in rows if row[1] not in problems]
-    bad.sort(key=lambda row: row.line)
+        usable = np.array([image not in problems for image in table.images])
+        rows = np.repeat(usable, np.diff(table.first))
+        lost = [(line, problems[image]) for image, line in _rows_of(table, ~rows)]
+        raw = _raw(path, {line for line, _ in lost})
+        bad = sorted([*bad, *(BadRow(line, *why, raw[line]) for line, why in lost)], key=lambda row: row.line)
 
     if bad and on_bad_row == "error":
         first, more = bad[0], bad[1:]
         others = f" ({_counted(more)} besides; on_bad_row=skip leaves bad rows out)" if more else ""
         raise TsvError(f"{path}:{first.line}: {first.reason}{others}")
+    if problems:
+        table = table.where(rows)
     if bad:
-        log.warning("%s: %d of %d rows skipped: %s", path, len(bad), len(bad) + len(rows), _counted(bad))
-    if not rows:
+        total = len(bad) + len(table.texts)
+        log.warning("%s: %d of %d rows skipped: %s", path, len(bad), total, _counted(bad))
+    if not len(table):
         why = f"no row is left; skipped were {_counted(bad)}. {bad[0].reason}" if bad else "no rows"
         raise TsvError(f"{path}:1: {why}: expected rows img_path<TAB>caption")
-
-    captions: dict[str, list[str]] = {image: [] for _, image, _, _ in rows}
-    tags: dict[str, list[str]] = {image: [] for image in captions}
-    for _, image, caption, tag in rows:
-        captions[image].append(caption)
-        tags[image].append(tag)
-    return Captions(list(captions), list(captions.values()), list(tags.values()), bad)
+    return replace(table, skipped=bad)
 
 
 def read_rows(path: Path) -> tuple[list["Row"], list[BadRow]]:
@@ -141,7 +112,13 @@ def read_rows(path: Path) -> tuple[list["Row"], list[BadRow]]:
     Raises:
         TsvError: there is no such table, or it is UTF-16.
     """
-    return _parse(path, _lines(path))
+    rows: list[Row] = []
+    parts: list[_Part] = []
+    for part in _parts(path, progress=False):
+        parts.append(part)
+        columns = zip(part.lines.tolist(), part.image.tolist(), part.texts, part.label.tolist(), strict=True)
+        rows += [(line, part.images[image], text, part.labels[label]) for line, image, text, label in columns]
+    return rows, _bad_rows(path, parts)
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
@@ -172,19 +149,13 @@ def split_by_image(captions: Captions, fractions: Sequence[float], seed: int) ->
         if fraction > 0 and sizes[i] == 0:
             sizes[sizes.index(max(sizes))] -= 1
             sizes[i] = 1
-    order = sorted(captions.images, key=lambda image: hashlib.sha256(f"{seed}\0{image}".encode()).digest())
-    parts = [Captions([], [], []) for _ in sizes]
-    part_of: dict[str, Captions] = {}
-    start = 0
-    for part, size in zip(parts, sizes, strict=True):
-        part_of |= dict.fromkeys(order[start : start + size], part)
-        start += size
-    for image, texts, tags in zip(captions.images, captions.captions, captions.tags, strict=True):
-        part = part_of[image]
-        part.images.append(image)
-        part.captions.append(texts)
-        part.tags.append(tags)
-    return parts
+    names = list(captions.images)
+    order = sorted(range(total), key=lambda i: hashlib.sha256(f"{seed}\0{names[i]}".encode()).digest())
+    ends = np.cumsum(sizes)
+    return [
+        replace(captions.only(np.sort(np.array(order[end - size : end], np.int64))), skipped=[])
+        for size, end in zip(sizes, ends, strict=True)
+    ]
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[BadRow]) -> None:
@@ -218,38 +189,158 @@ Row = tuple[int, str, str, str]
 """(line, image, caption, tags)"""
 
 
-def _lines(path: Path) -> list[bytes]:
-    """The file's lines with their ends: LF, CRLF and CR, and none of Unicode's others."""
+class _Part(NamedTuple):
+    """Some lines of a file, read: their rows in columns, and what is wrong with the others."""
+
+    images: list[str]
+    """The distinct ones."""
+    image: np.ndarray
+    """(rows,) which of them."""
+    texts: Strings
+    labels: list[str]
+    label: np.ndarray
+    """(rows,) which of the distinct labels."""
+    lines: np.ndarray
+    """(rows,) from 1, of the file."""
+    bad: list[BadRow]
+    undecodable: list[tuple[int, bytes, int, int]]
+    """(line, its bytes, which of them is wrong, the same of the file)."""
+    votes: int
+    """Of the lines that tell, how many more are UTF-8 than not."""
+    read: int
+    """Lines in all."""
+    bytes: int
+    """In all."""
+
+
+def _table(path: Path, cache_dir: Path | None, progress: bool) -> Captions:
+    """A table's well-formed rows, those of an image together, and its others; in flat arrays, from the cache where it
+    has this very content."""
+
+    def build(partial: Path) -> None:
+        _in_arrays(path, progress).save(partial)
+
+    if cache_dir is None:
+        table = _in_arrays(path, progress)
+    else:
+        with _opened(path) as file:
+            key = hashlib.file_digest(file, lambda: hashlib.blake2b(_CODE, digest_size=16)).hexdigest()
+        table = Captions.load(kept(cache_dir / "tables" / key, f"the rows of {path}", build))
+    return replace(table, skipped=[row._replace(reason=row.reason.replace(_HERE, str(path))) for row in table.skipped])
+
+
+_CODE = b"".join(Path(file).read_bytes() for file in (__file__, table_module.__file__))
+"""Tables in the cache that other code wrote are not read."""
+_HERE = "{table}"
+"""The table's path in the reasons that are kept: its content may be read from several places."""
+
+
+def _in_arrays(path: Path, progress: bool) -> Captions:
+    images: dict[str, int] = {}
+    labels: dict[str, int] = {"": 0}
+    parts = []
+    for part in _parts(path, progress):
+        image = np.array([images.setdefault(name, len(images)) for name in part.images], np.int64)[part.image]
+        label = np.array([labels.setdefault(name, len(labels)) for name in part.labels], np.int32)[part.label]
+        parts.append(part._replace(images=[], labels=[], image=image, label=label))
+    image = np.concatenate([part.image for part in parts])
+    label = np.concatenate([part.label for part in parts])
+    lines = np.concatenate([part.lines for part in parts])
+    texts = joined([part.texts for part in parts])
+    if (np.diff(image) < 0).any():  # rows of an image apart
+        order = np.argsort(image, kind="stable")
+        image, label, lines, texts = image[order], label[order], lines[order], texts.gathered(order)
+    counts = np.bincount(image, minlength=len(images))
+    return Captions(
+        Strings.of(images),
+        np.concatenate([[0], np.cumsum(counts)]),
+        texts,
+        Strings.of(labels).take(label),
+        lines,
+        skipped=_bad_rows(Path(_HERE), parts),
+    )
+
+
+def _parts(path: Path, progress: bool) -> Iterator[_Part]:
+    """A file's lines in order, some at a time, read by a process a core where there are many."""
+    with _opened(path) as file:
+        if _utf16(file.read(4096)):
+            raise TsvError(f"{path}:1: byte 0: UTF-16 text, not UTF-8: {_iconv('UTF-16', path)}")
+        size = os.fstat(file.fileno()).st_size
+    pieces = -(-size // _PIECE) or 1
+    work = (delayed(_parse)(data, offset) for offset, data in _pieces(path))
+    bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, disable=None if progress and pieces > 1 else True)
+    lines = 0
+    with bar:
+        for part in in_processes(work, pieces):
+            bad = [row._replace(line=row.line + lines) for row in part.bad]
+            undecodable = [(line + lines, *rest) for line, *rest in part.undecodable]
+            yield part._replace(lines=part.lines + lines, bad=bad, undecodable=undecodable)
+            lines += part.read
+            bar.update(part.bytes)
+
+
+_PIECE = 1 << 24
+"""Bytes that a process reads at a time."""
+
+
+def _opened(path: Path) -> BufferedReader:
     try:
-        data = path.read_bytes()
+        return path.open("rb")
     except FileNotFoundError:
         raise TsvError(f"{path}: no such file") from None
     except OSError as error:
         raise TsvError(f"{path}: {error.strerror}") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:4096].count(b"\0") > len(data[:4096]) // 4:
-        raise TsvError(f"{path}:1: byte 0: UTF-16 text, not UTF-8: {_iconv('UTF-16', path)}")
-    return data.splitlines(keepends=True)
 
 
-def _parse(path: Path, lines: list[bytes]) -> tuple[list[Row], list[BadRow]]:
-    """Rows that are well formed, and the others."""
-    rows: list[Row] = []
+def _pieces(path: Path) -> Iterator[tuple[int, bytes]]:
+    """A file in pieces that end with a line: where each begins, and its bytes."""
+    with _opened(path) as file:
+        offset, rest = 0, b""
+        while True:
+            data = file.read(_PIECE)
+            end = data.rfind(b"\n") + 1 if data else 0
+            piece = rest + data[:end] if end or not data else b""
+            if piece or not data:
+                yield offset, piece
+                offset += len(piece)
+                rest = b""
+            rest += data[end:]
+            if not data:
+                return
+
+
+def _utf16(data: bytes) -> bool:
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or data.count(b"\0") > len(data) // 4
+
+
+def _parse(data: bytes, offset: int) -> _Part:
+    """Rows that are well formed, and the others. Lines end in LF, CRLF or CR, and none of Unicode's others.
+
+    Args:
+        data: whole lines.
+        offset: where they begin in the file.
+    """
+    images: dict[str, int] = {}
+    labels: dict[str, int] = {}
+    image_of, label_of, numbers = [], [], []
+    texts: list[str] = []
     bad: list[BadRow] = []
+    undecodable: list[tuple[int, bytes, int, int]] = []
     clean: dict[str, str] = {}  # path as written → as kept; each spelling is looked at once
-    mostly_utf8: bool | None = None
-    offset = 0
+    votes = 0
+    lines = data.splitlines(keepends=True)
     for number, raw in enumerate(lines, 1):
         try:
             # A BOM on any line: `cat` of two files leaves one in the middle.
             line = raw.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            if mostly_utf8 is None:
-                mostly_utf8 = _mostly_utf8(lines)
-            reason = _encoding(path, raw, error.start, offset + error.start, mostly_utf8)
-            bad.append(BadRow(number, "encoding", reason, _shown(raw)))
+            undecodable.append((number, raw, error.start, offset + error.start))
+            votes -= 1
             continue
         finally:
             offset += len(raw)
+        votes += not line.isascii()
         columns = line.split("\t")
         if 2 <= len(columns) <= 3:
             caption = columns[1].strip()
@@ -259,7 +350,11 @@ def _parse(path: Path, lines: list[bytes]) -> tuple[list[Row], list[BadRow]]:
                 if problem is None:
                     clean[columns[0]] = image
             if problem is None and caption:
-                rows.append((number, image, caption, columns[2].strip() if len(columns) == 3 else ""))
+                numbers.append(number)
+                texts.append(caption)
+                image_of.append(images.setdefault(image, len(images)))
+                label = columns[2].strip() if len(columns) == 3 else ""
+                label_of.append(labels.setdefault(label, len(labels)))
                 continue
             if not line.strip():
                 continue
@@ -270,7 +365,48 @@ def _parse(path: Path, lines: list[bytes]) -> tuple[list[Row], list[BadRow]]:
         else:
             problem = _columns(line, len(columns))
         bad.append(BadRow(number, *problem, _shown(raw)))
-    return rows, bad
+    return _Part(
+        list(images),
+        np.array(image_of, np.int64),
+        Strings.of(texts),
+        list(labels),
+        np.array(label_of, np.int32),
+        np.array(numbers, np.int32),
+        bad,
+        undecodable,
+        votes,
+        len(lines),
+        len(data),
+    )
+
+
+def _bad_rows(path: Path, parts: Sequence[_Part]) -> list[BadRow]:
+    """The bad rows of a whole file, in order."""
+    mostly_utf8 = sum(part.votes for part in parts) > 0
+    bad = [row for part in parts for row in part.bad]
+    for part in parts:
+        for line, raw, column, offset in part.undecodable:
+            bad.append(BadRow(line, "encoding", _encoding(path, raw, column, offset, mostly_utf8), _shown(raw)))
+    return sorted(bad, key=lambda row: row.line)
+
+
+def _rows_of(table: Captions, rows: np.ndarray) -> Iterator[tuple[str, int]]:
+    """(image, line) of these rows, (M,) of truth values."""
+    part = table.where(rows)
+    lines = iter(part.lines.tolist())
+    for image, count in zip(part.images, np.diff(part.first).tolist(), strict=True):
+        yield from ((image, next(lines)) for _ in range(count))
+
+
+def _raw(path: Path, wanted: set[int]) -> dict[int, str]:
+    """These lines as they stand in the file."""
+    found, number = {}, 0
+    for _, data in _pieces(path):
+        for raw in data.splitlines(keepends=True):
+            number += 1
+            if number in wanted:
+                found[number] = _shown(raw)
+    return found
 
 
 def _columns(line: str, count: int) -> tuple[str, str]:
@@ -315,19 +451,6 @@ def _encoding(path: Path, line: bytes, column: int, offset: int, mostly_utf8: bo
     if mostly_utf8:
         return f"{where}, though the file mostly is (this line may be {guess}): write the line again"
     return f"{where}; it may be {guess}: {_iconv(guess, path)}"
-
-
-def _mostly_utf8(lines: Iterable[bytes]) -> bool:
-    """Whether, of the lines that tell, more are UTF-8 than not."""
-    votes = 0
-    for line in lines:
-        if not line.isascii():
-            try:
-                line.decode()
-                votes += 1
-            except UnicodeDecodeError:
-                votes -= 1
-    return votes > 0
 
 
 def _guess(line: bytes) -> str:
@@ -393,7 +516,7 @@ def _decode(
     known: dict[str, list[int]] = {}
     if cache_dir is not None:
         name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
-        cache = Path(cache_dir) / f"decoded-{name}.json"
+        cache = Path(cache_dir) / "verified" / f"decoded-{name}.json"
         known = _read_cache(cache)
     todo = [image for image, stamp in stamps.items() if known.get(image) != stamp]
     problems: dict[str, tuple[str, str]] = {}

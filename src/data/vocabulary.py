@@ -11,6 +11,15 @@ SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
 
 
+def _counted(token_lists: Iterable[Sequence[str]] | Mapping[str, int]) -> Counter[str]:
+    if isinstance(token_lists, Mapping):
+        return Counter(token_lists)
+    seen: Counter[str] = Counter()
+    for tokens in token_lists:
+        seen.update(tokens)
+    return seen
+
+
 class Vocabulary:
     """The words a model knows, with the specials `<pad>` 0, `<bos>` 1, `<eos>` 2, `<unk>` 3 before them, and behind or
     among them the control tokens that it can be given, such as `<length=12>` (src/data/control.py).
@@ -60,7 +69,7 @@ class Vocabulary:
     @classmethod
     def build(
         cls,
-        token_lists: Iterable[Sequence[str]],
+        token_lists: Iterable[Sequence[str]] | Mapping[str, int],
         min_count: int = 5,
         max_size: int | None = None,
         controls: Mapping[str, int] | None = None,
@@ -68,7 +77,7 @@ class Vocabulary:
         """The vocabulary of training captions, by falling count, then alphabetically (code points).
 
         Args:
-            token_lists: the tokens of each caption.
+            token_lists: the tokens of each caption, or how often each token occurs.
             min_count: words seen less often are left out.
             max_size: how many words at most, specials and control tokens not counted.
             controls: control tokens, in order, and how many captions each belongs to; all are kept.
@@ -78,9 +87,7 @@ class Vocabulary:
         """
         if min_count < 1 or (max_size is not None and max_size < 1):
             raise ValueError(f"min_count={min_count}, max_size={max_size}: 1 or more, or max_size null")
-        seen: Counter[str] = Counter()
-        for tokens in token_lists:
-            seen.update(tokens)
+        seen = _counted(token_lists)
         ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
         controls = controls or {}
         kept = [(word, n) for word, n in ranked if n >= min_count and word not in (*SPECIALS, *controls)][:max_size]
@@ -101,7 +108,7 @@ class Vocabulary:
 
     def extended(
         self,
-        token_lists: Iterable[Sequence[str]],
+        token_lists: Iterable[Sequence[str]] | Mapping[str, int],
         min_count: int = 5,
         max_size: int | None = None,
         new: bool = True,
@@ -117,9 +124,7 @@ class Vocabulary:
         """
         controls = controls or {}
         reserved = {*SPECIALS, *self.controls, *controls}
-        seen: Counter[str] = Counter()
-        for tokens in token_lists:
-            seen.update(tokens)
+        seen = _counted(token_lists)
         ranked = sorted(seen.items(), key=lambda item: (-item[1], item[0]))
         added = [(w, n) for w, n in ranked if n >= min_count and w not in self.index and w not in reserved]
         room = 0 if not new else None if max_size is None else max(0, max_size - len(self.index))

@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from src.prepare import coco, flickr8k, flickr30k, karpathy, regions, scenes, tagged
+from src.prepare import coco, flickr8k, flickr30k, karpathy, regions, scenes, shards, tagged
 
-DATA_SETS = (scenes, flickr8k, flickr30k, coco, karpathy, regions, tagged)
+DATA_SETS = (scenes, flickr8k, flickr30k, coco, karpathy, regions, tagged, shards)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -102,10 +102,11 @@ def test_draws_leave_out_their_share_and_repeat(shapes, tmp_path):
     # 0.2 lose all; of another 0.2 each of three tokens stays by a coin: 1/8, 3/8, 3/8, 1/8
     shares = np.bincount(first.prefix.flatten().numpy(), minlength=5)[1:] / 2000
     assert shares == pytest.approx([0.2 + 0.2 / 8, 0.2 * 3 / 8, 0.2 * 3 / 8, 0.6 + 0.2 / 8], abs=0.03)
+    words = [split.ids[word] for word in split.words.stream[slice(*split.words.offsets[1:3])]]
     for row, prefix in zip(first.tokens[:, 0], first.prefix[:, 0].tolist(), strict=True):
         kept = row.tolist()
         assert kept[0] == BOS and kept[prefix:].count(EOS) == 1
-        assert kept[prefix : kept.index(EOS)] == split.tokens[split.offsets[1] + 1 : split.offsets[2] - 1].tolist()
+        assert kept[prefix : kept.index(EOS)] == words
         assert kept[kept.index(EOS) + 1 :] == [PAD] * (first.tokens.size(-1) - 1 - kept.index(EOS))
     assert (split[[Item(0, [1], None)] * 50].prefix == 4).all(), "nothing is left out where nothing is drawn"
 
@@ -193,13 +194,13 @@ def test_controls_that_cannot_be(fields, message):
 
 
 def test_rows_that_carry_all_tags():
-    table = Captions(["a", "b", "c"], [["1", "2"], ["3"], ["4"]], [["en", "en, zh"], ["zh"], [""]])
-    assert with_tags(table, ["<zh>"]) == Captions(["a", "b"], [["2"], ["3"]], [["en, zh"], ["zh"]])
+    table = Captions.of(["a", "b", "c"], [["1", "2"], ["3"], ["4"]], [["en", "en, zh"], ["zh"], [""]])
+    assert with_tags(table, ["<zh>"]) == Captions.of(["a", "b"], [["2"], ["3"]], [["en, zh"], ["zh"]])
     assert with_tags(table, ["<en>", "<zh>"]).captions == [["2"]]
     with pytest.raises(ControlError, match="no row carries fr: the tags there are en, zh"):
         with_tags(table, ["<fr>"])
     with pytest.raises(ControlError, match="no row has tags, its third column"):
-        with_tags(Captions(["c"], [["4"]], [[""]]), ["<fr>"])
+        with_tags(Captions.of(["c"], [["4"]], [[""]]), ["<fr>"])
 
 
 def test_a_split_restricted_to_a_tag(shapes, tmp_path):

@@ -299,7 +299,7 @@ def decoded(monkeypatch):
 
 
 def test_each_image_is_decoded_once_and_remembered(root, table, tmp_path, decoded):
-    path, cache = table("a.jpg\tx\nb.jpg\tx\na.jpg\ty\n"), tmp_path / "cache" / "verified"
+    path, cache = table("a.jpg\tx\nb.jpg\tx\na.jpg\ty\n"), tmp_path / "cache"
     options = {"verify": "decode", "cache_dir": cache}
     read_tsv(path, root, **options)
     assert sorted(decoded) == ["a.jpg", "b.jpg"]
@@ -314,7 +314,7 @@ def test_each_image_is_decoded_once_and_remembered(root, table, tmp_path, decode
     assert decoded[3:] == ["a.jpg"], "a changed file is looked at again"
     read_tsv(path, root, verify="decode")
     assert len(decoded) == 6, "no cache_dir, nothing remembered"
-    assert [file.suffix for file in cache.iterdir()] == [".json"]
+    assert [file.suffix for file in (cache / "verified").iterdir()] == [".json"]
 
 
 def test_a_bad_image_is_tried_again(root, table, tmp_path, decoded):
@@ -356,7 +356,7 @@ def test_what_was_decoded_before_an_interruption_is_remembered(root, table, tmp_
 def test_a_damaged_cache_is_made_again(root, table, tmp_path, caplog, decoded, damage):
     path, options = table("a.jpg\tx\n"), {"verify": "decode", "cache_dir": tmp_path / "cache"}
     read_tsv(path, root, **options)
-    (file,) = (tmp_path / "cache").iterdir()
+    (file,) = (tmp_path / "cache" / "verified").iterdir()
     file.write_text(damage)
     for _ in range(2):
         assert read_tsv(path, root, **options).images == ["a.jpg"]
@@ -400,7 +400,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def captions(names):
-    return Captions([*names], [[f"{n} one", f"{n} two"] for n in names], [["", n] for n in names])
+    return Captions.of([*names], [[f"{n} one", f"{n} two"] for n in names], [["", n] for n in names])
 
 
 def test_split_by_image():
