@@ -60,10 +60,10 @@ class ExperimentsPath(SearchPathPlugin):
 
 NOT_IN_NAME = {
     *("name", "run_dir", "ckpt", "overwrite", "experiments", "data", "evaluate_splits"),
-    *("callbacks.pictures.count", "callbacks.pictures.tile"),
+    *("callbacks.pictures.count", "callbacks.pictures.tile", "callbacks.last.minutes", "callbacks.last.steps"),
     *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
-    *("trainer.log_every_n_steps", "trainer.max_time"),
+    *("trainer.log_every_n_steps", "trainer.max_time", "trainer.num_nodes"),
 }
 """Overrides that change where, how fast or how visibly a run learns, not what."""
 
