@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from src.checkpoints import damage, newest
 from src.config import ROOT
-from tests.processes import call, start
+from tests.processes import Stop, call, start
 
 TIMED = ("_per_second", "data_wait")
 """What differs from run to run."""
@@ -64,10 +64,9 @@ def assert_same(run: Path, whole: Path) -> None:
     assert (mine["epoch"], mine["global_step"]) == (its["epoch"], its["global_step"])
     assert mine["lr_schedulers"] == its["lr_schedulers"]
     assert history(run) == history(whole)
-    records = [json.loads((each / "status.json").read_text()) for each in (run, whole)]
-    assert [{r[key] for key in ("state", "epochs", "best")} for r in records][0] == {
-        records[1][key] for key in ("state", "epochs", "best")
-    }
+    record, expected = (json.loads((each / "status.json").read_text()) for each in (run, whole))
+    for key in ("state", "epochs", "best", "monitor"):
+        assert record[key] == expected[key], key
     assert not list(run.rglob("*.partial"))
 
 
@@ -114,3 +113,45 @@ def test_a_run_killed_ten_times_is_the_run_that_was_not(settings, whole, tmp_pat
     assert steps == sorted(steps) and 0 < steps[-1] < 24, steps
     call(arguments, tmp_path / "log")
     assert_same(run, whole)
+
+
+TRAINING, VALIDATION = "training_step", "validation_step"
+RANDOM = "objective.from_random=true"
+
+
+@pytest.mark.parametrize(
+    ("options", "stop"),
+    [
+        ([], Stop(TRAINING, 6)),
+        ([], Stop(TRAINING, 8)),  # the last of an epoch: validation is still to come
+        ([], Stop(VALIDATION, 6)),  # in the midst of the second one
+        ([], Stop(VALIDATION, 24)),  # of the last one
+        (["attention=hard", "objective.scheduled_sampling=0.5"], Stop(TRAINING, 6)),
+        (["objective=self_critical", RANDOM], Stop(TRAINING, 6)),
+        (["objective=variational", "objective.word_dropout=0.3"], Stop(TRAINING, 6)),
+        (["objective=adversarial", RANDOM], Stop(TRAINING, 6)),
+        (["objective=adversarial", RANDOM, "objective.estimator=policy"], Stop(TRAINING, 6)),
+        (["callbacks=averaged", "callbacks.averaging.update_every_n_steps=2"], Stop(TRAINING, 6)),
+        (["callbacks=averaged", "callbacks.averaging.update_every_n_steps=2"], Stop(TRAINING, 8)),
+        (["callbacks=averaged", "callbacks.averaging.update_every_n_steps=2"], Stop(VALIDATION, 6)),
+        (["trainer.accumulate_grad_batches=3"], Stop(TRAINING, 5)),  # between the batches of a step
+        (["transform=augmented", "transform.size=16", "data.workers=1"], Stop(TRAINING, 6)),
+        (["+trainer.val_check_interval=2"], Stop(TRAINING, 6)),
+        (["+trainer.val_check_interval=2"], Stop(VALIDATION, 10)),
+        (["trainer.check_val_every_n_epoch=2"], Stop(TRAINING, 8)),
+        (["+trainer.max_steps=18"], Stop(TRAINING, 6)),
+        (["+trainer.max_steps=18"], Stop(TRAINING, 8)),
+        (["+trainer.max_steps=18"], Stop(VALIDATION, 6)),
+    ],
+    ids=str,
+)
+def test_a_run_that_was_told_to_stop_goes_on_as_the_same_run(options, stop, settings, tmp_path):
+    """In the midst of an epoch, at its end, in a validation; with all that is drawn, averaged and accumulated."""
+    never = ["trainer.max_epochs=3", "callbacks.last.steps=null"] if stop.number < 24 else ["callbacks.last.steps=null"]
+    both = [[*settings, *never, *options, f"run_dir={tmp_path / name}"] for name in ("whole", "run")]
+    call(both[0], tmp_path / "whole.log")
+    said = call(both[1], tmp_path / "log", 128 + signal.SIGTERM, stop)
+    assert "SIGTERM: ending when this step is saved" in said and "same command with ckpt=last goes on" in said
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "interrupted"
+    call([*both[1], "ckpt=last"], tmp_path / "log")
+    assert_same(tmp_path / "run", tmp_path / "whole")
