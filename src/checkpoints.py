@@ -13,6 +13,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStopping
+from pytorch_lightning.loops.loop import _Loop
 from torch import Tensor
 
 from src.averaging import MovingAverage
@@ -118,11 +119,13 @@ class LastCheckpoint(Checkpoint):
         self.saved = time.monotonic()
         self.point = ""  # of the training that is being saved: "", "validation" (before one) or "cut" (in an epoch)
         self.rows: int | None = None  # of metrics.csv
+        self.metrics: dict[str, Tensor] = {}  # of the last validation, which early stopping may look at once more
         self.validated = 0  # batches that every process validates
 
     # ------------------------------------------------------------ hooks
 
     def on_fit_start(self, trainer: Any, pl_module: lightning.LightningModule) -> None:
+        trainer._logger_connector._callback_metrics.update(self.metrics)
         for callback in trainer.callbacks:  # which in an earlier process ended the training
             if isinstance(callback, EarlyStopping) and callback.stopped_epoch:
                 trainer.should_stop |= callback.wait_count >= callback.patience
@@ -134,6 +137,11 @@ class LastCheckpoint(Checkpoint):
                 f"{self.path}: the first process goes on from step {at}, this one from {trainer.global_step}: they see "
                 "different files; wait until the network's file system shows the same everywhere"
             )
+        loop = trainer.fit_loop
+        if loop.restarted_on_epoch_end:  # Lightning, where max_steps is set, would end that epoch once more
+            _Loop.restarting.fset(loop, False)
+            loop.reset_restart_stage()
+            loop.epoch_progress.increment_completed()
         self.saved = time.monotonic()
         if self.interruption is not None:
             self.interruption.listen()
@@ -216,6 +224,7 @@ class LastCheckpoint(Checkpoint):
                 self._log_now(trainer, logger)
                 self.rows = logger.rows
             logger.save()
+        self.metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.point = point
         try:
             trainer.save_checkpoint(self.path, weights_only=False)
@@ -235,7 +244,10 @@ class LastCheckpoint(Checkpoint):
     # ------------------------------------------------------------ what is in it
 
     def state_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.path.parent.resolve()), "rows": self.rows}
+        return {"folder": str(self.path.parent.resolve()), "rows": self.rows, "metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.metrics = state_dict["metrics"]
 
     def on_load_checkpoint(
         self, trainer: Any, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

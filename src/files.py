@@ -39,10 +39,12 @@ def room_for(path: Path, size: int | None = None) -> Iterator[None]:
         if getattr(error, "errno", None) not in FULL and "No space left on device" not in str(error):
             raise
         there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        why = getattr(error, "strerror", None) or "No space left on device"
         needed = f"{size / 1e6:,.1f} MB are needed, " if size is not None else ""
+        free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
         raise DiskFull(
-            f"{path}: there is no room for it ({needed}{shutil.disk_usage(there).free / 1e6:,.1f} MB are free); what "
-            "was written before is whole: make room, and go on with ckpt=last"
+            f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, and "
+            "go on with ckpt=last"
         ) from error
 
 

@@ -24,7 +24,9 @@ class Stop(NamedTuple):
     signal: int = signal.SIGTERM
 
 
-def _call(arguments: list[str], log: Path, stop: Stop | None, limit: int | None, environment: Mapping[str, str]) -> None:
+def _call(
+    arguments: list[str], log: Path, stop: Stop | None, limit: int | None, environment: Mapping[str, str]
+) -> None:
     os.environ.update(environment)
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
