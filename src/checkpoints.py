@@ -139,7 +139,7 @@ class LastCheckpoint(Checkpoint):
             )
         loop = trainer.fit_loop
         if loop.restarted_on_epoch_end:  # Lightning, where max_steps is set, would end that epoch once more
-            _Loop.restarting.fset(loop, False)
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
             loop.reset_restart_stage()
             loop.epoch_progress.increment_completed()
         self.saved = time.monotonic()

@@ -142,6 +142,7 @@ def setup() -> None:
     SourcesRegistry.instance().register(ExperimentsSource)
     Plugins.instance().register(ExperimentsPath)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen backbone is
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)

@@ -43,8 +43,8 @@ def room_for(path: Path, size: int | None = None) -> Iterator[None]:
         needed = f"{size / 1e6:,.1f} MB are needed, " if size is not None else ""
         free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
         raise DiskFull(
-            f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, and "
-            "go on with ckpt=last"
+            f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, "
+            "and go on with ckpt=last"
         ) from error
 
 

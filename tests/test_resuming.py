@@ -30,13 +30,12 @@ TIMED = ("_per_second", "data_wait")
 """What differs from run to run."""
 
 
-@pytest.fixture(scope="module")
-def settings(shapes, tmp_path_factory):
+def small(shapes: Path, cache: Path) -> list[str]:
     """Overrides of a training of 6 epochs, each of 4 steps, with dropout, a schedule and early stopping's state."""
     return [
         *("data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv", "data.min_count=1"),
         *("data.batch_size=4", "data.eval_batch_size=1", "data.workers=0", "data.cache_workers=0"),
-        f"data.cache_dir={tmp_path_factory.mktemp('cache')}",
+        f"data.cache_dir={cache}",
         *("transform.size=16", "encoder=cnn", "encoder.backbone.channels=[8,16]", "encoder.backbone.weights=random"),
         *("encoder.width=16", "embedding.size=12", "attention.width=12", "decoder.hidden=16", "optimizer.lr=0.01"),
         *("generation=greedy", "generation.max_length=8", "validation_metrics=[CIDEr]", "evaluate_splits=[]"),
@@ -44,6 +43,11 @@ def settings(shapes, tmp_path_factory):
         *("trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "callbacks.last.steps=1"),
         *("callbacks.pictures=null", "callbacks.early_stopping.patience=9"),
     ]
+
+
+@pytest.fixture(scope="module")
+def settings(shapes, tmp_path_factory):
+    return small(shapes, tmp_path_factory.mktemp("cache"))
 
 
 def history(run: Path) -> list[dict[str, str]]:
