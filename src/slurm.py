@@ -43,14 +43,28 @@ def requeue() -> None:
         log.info("job %s is back in the queue", number)
 
 
+def _with_srun() -> bool:
+    interactive = os.environ.get("SLURM_JOB_NAME") in (
+        "bash",
+        "interactive",
+    )  # Lightning starts its own processes there
+    return "SLURM_NTASKS" in os.environ and not interactive
+
+
+def plugins() -> list[Any]:
+    """For Lightning's Trainer: its own handlers of signals would save elsewhere, and not wait for a step's end."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if _with_srun() else []
+
+
 def on_cluster(options: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's options for its Trainer, with as many nodes, and processes on each, as `srun` has started, where they
     are left open."""
     options, environment = dict(options), os.environ
-    tasks, nodes = int(environment.get("SLURM_NTASKS") or 0), int(environment.get("SLURM_NNODES") or 1)
-    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")  # Lightning starts its own there
-    if not tasks or interactive:
+    if not _with_srun():
         return options
+    tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES") or 1)
     options.setdefault("num_nodes", nodes)
     if options.get("devices", "auto") == "auto":
         options["devices"] = int(environment.get("SLURM_NTASKS_PER_NODE") or max(1, tasks // nodes))

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from src import slurm
 from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
 from src.check import NO_VALIDATION, check
@@ -43,7 +44,6 @@ from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
 from src.model import TRAINING, build, instantiate
 from src.runs import STATUS, last_checkpoint, recorded, run_folder
-from src.slurm import job, on_cluster, was_requeued
 from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
@@ -106,7 +106,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     """
     config, start = started(config, given)
     run = run_folder(config)
-    if config["ckpt"] is None and was_requeued(run / STATUS):
+    if config["ckpt"] is None and slurm.was_requeued(run / STATUS):
         config["ckpt"] = "last"
     check(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
@@ -115,7 +115,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    about = {"version": code_version(), **({"job": job()} if job() else {}), **called()}
+    about = {"version": code_version(), **({"job": slurm.job()} if slurm.job() else {}), **called()}
     with (
         Interruption() as interruption,
         recorded(run, about, config["ckpt"] == "last", keep=is_first()) as record,
@@ -185,7 +185,7 @@ def _train(
         config["seed"],
         control,
     )
-    options = on_cluster(config["trainer"])
+    options = slurm.on_cluster(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
     cached, views = ["train", "val"], config["data"]["cache_views"]
@@ -204,7 +204,7 @@ def _train(
     trainer = lightning.Trainer(
         **options,
         callbacks=callbacks,
-        plugins=[CheckpointFiles()],
+        plugins=[CheckpointFiles(), *slurm.plugins()],
         logger=loggers or False,
         default_root_dir=run,
         use_distributed_sampler=False,  # the orders in src/data/module.py know their rank

@@ -302,38 +302,34 @@ def test_the_warning_goes_to_the_handler_that_was_there_and_sigterm_does_not_req
     assert told == ["requeue", signal.SIGUSR2]
 
 
+def two(arguments: list[str], folder: Path, stop: Stop | None = None) -> list[int | None]:
+    """A training of two processes, as torchrun starts them, of which the second may stop; their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
+    both = [*arguments, "trainer.devices=2", "data.batch_size=2"]
+    processes = [
+        start(both, folder / f"log{rank}", (None, stop)[rank], **environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
 def test_a_signal_to_one_of_two_processes_ends_both(settings, tmp_path):
     """In training and in validation; both save together, and both go on."""
-
-    def both(run: Path, stop: Stop | None, *more: str) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        environment |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}  # as torchrun starts them
-        two = ["trainer.devices=2", "+trainer.strategy=ddp", "data.batch_size=2", *SHORT, *more]
-        processes = [
-            start(
-                [*settings, *two, f"run_dir={run}"],
-                tmp_path / f"log{rank}",
-                stop if rank else None,
-                **environment,
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-            )
-            for rank in range(2)
-        ]
-        for process in processes:
-            process.join(120)
-        return [process.exitcode for process in processes]
-
-    assert both(tmp_path / "whole", None) == [0, 0]
+    short, whole = [*settings, *SHORT], tmp_path / "whole"
+    assert two([*short, f"run_dir={whole}"], tmp_path) == [0, 0]
     for step, number in ((TRAINING, 6), (VALIDATION, 3)):
         run = tmp_path / step
-        assert both(run, Stop(step, number)) == [128 + signal.SIGTERM, 0], (tmp_path / "log0").read_text()[-3000:]
+        ended = two([*short, f"run_dir={run}"], tmp_path, Stop(step, number))
+        assert ended == [128 + signal.SIGTERM, 0], (tmp_path / "log0").read_text()[-3000:]
         assert torch.load(newest(run), weights_only=True)["global_step"] == (6 if step == TRAINING else 8)
-        assert both(run, None, "ckpt=last") == [0, 0]
-        assert_same(run, tmp_path / "whole")
+        assert two([*short, f"run_dir={run}", "ckpt=last"], tmp_path) == [0, 0]
+        assert_same(run, whole)
 
 
 # ---------------------------------------------------------------- full disks

@@ -35,7 +35,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 MpiDefault=none
 ReturnToService=2
-KillWait=20
+KillWait=5
 SlurmdParameters=config_overrides
 $(for i in $(seq "$nodes"); do echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=2 RealMemory=2000"; done)
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
