@@ -21,10 +21,11 @@ from src.bundle import load_bundle, save_bundle
 from src.checkpoints import damage, newest
 from src.config import ROOT
 from src.files import DiskFull
-from src.interruption import Interrupted, Interruption
-from src.loggers import Rows
+from src.interruption import Interrupted, Interruption, undisturbed
+from src.loggers import Rows, WandbOrOffline
 from src.runs import checkpoints
-from tests.processes import Stop, call, start
+from src.slurm import on_cluster
+from tests.processes import FORKING, Stop, call, start
 
 TIMED = ("_per_second", "data_wait")
 """What differs from run to run."""
@@ -302,6 +303,24 @@ def test_the_warning_goes_to_the_handler_that_was_there_and_sigterm_does_not_req
     assert told == ["requeue", signal.SIGUSR2]
 
 
+def test_loading_processes_outlive_what_tells_their_parent_to_save():
+    """A terminal's and a cluster's signals go to all processes of a training."""
+    loading = FORKING.Process(target=_load)
+    loading.start()
+    time.sleep(1)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        os.kill(loading.pid, number)
+    loading.join(0.5)
+    assert loading.exitcode is None
+    loading.kill()
+    loading.join()
+
+
+def _load() -> None:
+    undisturbed(0)
+    time.sleep(10)
+
+
 def two(arguments: list[str], folder: Path, stop: Stop | None = None) -> list[int | None]:
     """A training of two processes, as torchrun starts them, of which the second may stop; their exit statuses."""
     with socket.socket() as free:
@@ -385,3 +404,60 @@ def test_no_room_for_a_checkpoint_is_the_same_where_nothing_can_be_mounted(setti
     assert re.search(r"error: \S+last.ckpt: there is no room for it \(File too large: 0.\d MB are needed", said)
     assert not list(run.rglob("*.partial")) and not newest(run)
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
+# ---------------------------------------------------------------- W&B, SLURM
+
+
+def test_a_run_of_wandb_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    first, again, other = (WandbOrOffline(str(tmp_path / name)) for name in ("run", "run", "other"))
+    assert first.version and first.version == again.version != other.version
+    assert WandbOrOffline(str(tmp_path / "run"), id="given").version == "given"
+    assert WandbOrOffline(str(tmp_path / "run")).version == "given"
+
+
+@slow
+def test_offline_processes_of_one_run_are_one_run_of_wandb(settings, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*settings, *SHORT, "logger=wandb", "logger.wandb.log_bundle=false", f"run_dir={run}"]
+    call(arguments, tmp_path / "log", 128 + signal.SIGTERM, Stop(TRAINING, 6), WANDB_MODE="offline")
+    call([*arguments, "ckpt=last"], tmp_path / "log", WANDB_MODE="offline")
+    records = [path.name for path in (run / "wandb").glob("offline-run-*/*.wandb")]
+    assert records == [f"run-{(run / 'wandb_id.txt').read_text().strip()}.wandb"] * 2
+    call([*arguments, "overwrite=true"], tmp_path / "log", WANDB_MODE="offline")
+    assert len({path.name for path in (run / "wandb").glob("offline-run-*/*.wandb")}) == 2, "another training"
+
+
+def test_a_job_that_was_requeued_goes_on_with_its_own_run(settings, whole_of, tmp_path):
+    """With the command that it was given: also one that overwrites what was there before it began."""
+    run = tmp_path / "run"
+    call([*settings, *SHORT, "seed=1", f"run_dir={run}"], tmp_path / "log")
+    arguments, job = [*settings, *SHORT, "overwrite=true", f"run_dir={run}"], {"SLURM_JOB_ID": "7"}
+    call(arguments, tmp_path / "log", -KILL, Stop(TRAINING, 1, KILL), **job)
+    assert not checkpoints(run)
+    call(arguments, tmp_path / "log", -KILL, Stop(TRAINING, 6, KILL), **job)
+    assert "Restored all states" not in call(
+        arguments, tmp_path / "other", -KILL, Stop(TRAINING, 6, KILL), SLURM_JOB_ID="8", SLURM_RESTART_COUNT="1"
+    ), "another job's run"
+    said = call(arguments, tmp_path / "log", SLURM_JOB_ID="8", SLURM_RESTART_COUNT="1")
+    assert said.count("Restored all states") == 1
+    assert_same(run, whole_of([]))
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "expected"),
+    [
+        ({}, {}, {}),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}, {}, {"devices": 4, "num_nodes": 2}),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": 2}, {"devices": 2, "num_nodes": 2}),
+        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}, {"devices": "auto"}, {"devices": "auto"}),
+    ],
+    ids=str,
+)
+def test_the_trainer_follows_the_jobs_nodes_and_processes(environment, given, expected, monkeypatch):
+    for name in ("NTASKS", "NNODES", "NTASKS_PER_NODE", "JOB_NAME"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert on_cluster(given) == expected

@@ -21,6 +21,7 @@ from src.data.tsv import Captions, OnBadRow, Verify, check_fractions, read_tsv, 
 from src.data.vocabulary import PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
 from src.encoders.precomputed import Regions
+from src.interruption import undisturbed
 from src.ranges import at_least
 
 log = logging.getLogger(__name__)
@@ -465,6 +466,7 @@ class CaptionData(lightning.LightningDataModule):
             collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=undisturbed,
             pin_memory=torch.cuda.is_available(),
         )
 
