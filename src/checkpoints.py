@@ -143,7 +143,7 @@ class LastCheckpoint(Checkpoint):
             loop.reset_restart_stage()
             loop.epoch_progress.increment_completed()
         self.saved = time.monotonic()
-        if self.interruption is not None:
+        if self.interruption is not None and not trainer.fast_dev_run:
             self.interruption.listen()
             self.interruption.waits = True
 
@@ -195,7 +195,7 @@ class LastCheckpoint(Checkpoint):
             self._end(signal)
 
     def on_fit_end(self, trainer: Any, pl_module: lightning.LightningModule) -> None:
-        if self.interruption is not None:
+        if self.interruption is not None and self.interruption.waits:
             self.interruption.waits = False
             if self.interruption.received:  # since the last epoch's end
                 self._end(self.interruption.received)

@@ -54,7 +54,7 @@ class Rows:
         if not self.metrics:
             return
         text = io.StringIO()
-        writer = csv.DictWriter(text, sorted(set().union(*self.metrics)), lineterminator="\r\n")
+        writer = csv.DictWriter(text, sorted(set().union(*self.metrics)))
         writer.writeheader()
         writer.writerows(self.metrics)
         write_atomically(self.path, text.getvalue())

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from src.bundle import load_bundle, save_bundle
 from src.checkpoints import damage, newest
-from src.config import ROOT
+from src.config import CONF, ROOT
 from src.files import DiskFull
 from src.interruption import Interrupted, Interruption, undisturbed
 from src.loggers import Rows, WandbOrOffline
@@ -461,3 +462,10 @@ def test_the_trainer_follows_the_jobs_nodes_and_processes(environment, given, ex
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert on_cluster(given) == expected
+
+
+def test_processes_on_a_cluster_are_as_many_as_gpus():
+    with initialize_config_dir(CONF, version_base="1.3"):
+        for line, tasks in ((["hydra.launcher.gpus_per_node=4"], 4), ([], 1), (["hydra.launcher.tasks_per_node=2"], 2)):
+            config = compose("train", ["hydra/launcher=slurm", *line], return_hydra_config=True)
+            assert config.hydra.launcher.tasks_per_node == tasks

@@ -30,7 +30,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="SLURM's daemons start jobs as their users, for which they are root"),
 ]
 HERE = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10", "hydra.launcher.signal_delay_s=30"]
-SETUP = "hydra.launcher.setup=['export MASTER_ADDR=127.0.0.1 OMP_NUM_THREADS=1']"  # these nodes' names are nobody's
+LINE = "export MASTER_ADDR=127.0.0.1 OMP_NUM_THREADS=1"  # these nodes' names are nobody's
+SETUP = f"hydra.launcher.setup=['{LINE}']"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,9 @@ def test_a_sweep_is_an_array_of_jobs_and_one_that_is_preempted_goes_on(cluster, 
     """Three runs, two at a time; the first is told, once it has saved, that its time is up."""
     sweep, log = tmp_path / "sweep", tmp_path / "log"
     arguments = ["-m", "hydra/launcher=slurm", *HERE, SETUP, f"hydra.sweep.dir={sweep}", "seed=0,1,2"]
+    asked = ["partition=debug", "account=vision", "mem_gb=1", "array_parallelism=2", "max_num_timeout=3", "name=three"]
+    arguments += [f"hydra.launcher.{each}" for each in asked]
+    arguments += ["+hydra.launcher.additional_parameters.comment=night"]
     arguments += [f"run_dir={tmp_path}/runs/${{seed}}"]
     with log.open("w") as file:
         launching = subprocess.Popen(train(arguments, *settings), cwd=ROOT, env=cluster, stdout=file, stderr=file)
@@ -95,6 +99,15 @@ def test_a_sweep_is_an_array_of_jobs_and_one_that_is_preempted_goes_on(cluster, 
     with (sweep / "summary.csv").open(newline="") as table:
         rows = list(csv.DictReader(table))
     assert {(row["seed"], row["state"], row["epochs"]) for row in rows} == {(str(i), "finished", "6") for i in range(3)}
+    (script,) = (sweep / ".submitit").rglob("*_submission.sh")
+    lines = set(script.read_text().splitlines())
+    assert LINE in lines and lines >= {
+        f"#SBATCH --{option}"
+        for option in (
+            *("partition=debug", "account=vision", "mem=1GB", "array=0-2%2", "comment=night", "job-name=three"),
+            *("nodes=1", "ntasks-per-node=1", "cpus-per-task=1", "time=10", "signal=USR2@30", "requeue"),
+        )
+    }
     logs = next((sweep / ".submitit").rglob("*_0_0_log.out")).read_text()
     assert "USR2: ending when this step is saved" in logs and "Requeued job" in logs, logs[-3000:]
     assert "Restored all states from the checkpoint" in logs
