@@ -118,7 +118,6 @@ class LastCheckpoint(Checkpoint):
         self.interruption: Interruption | None = None
         self.saved = time.monotonic()
         self.point = ""  # of the training that is being saved: "", "validation" (before one) or "cut" (in an epoch)
-        self.rows: int | None = None  # of metrics.csv
         self.metrics: dict[str, Tensor] = {}  # of the last validation, which early stopping may look at once more
         self.validated = 0  # batches that every process validates
 
@@ -222,9 +221,7 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             if isinstance(logger, ContinuedCSVLogger):
                 self._log_now(trainer, logger)
-                self.rows = logger.rows
             logger.save()
-        self.metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.point = point
         try:
             trainer.save_checkpoint(self.path, weights_only=False)
@@ -243,27 +240,30 @@ class LastCheckpoint(Checkpoint):
 
     # ------------------------------------------------------------ what is in it
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.path.parent.resolve()), "rows": self.rows, "metrics": self.metrics}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.metrics = state_dict["metrics"]
-
     def on_load_checkpoint(
         self, trainer: Any, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         state = checkpoint["callbacks"].get(self.state_key, {})
-        if state.get("folder") != str(self.path.parent.resolve()) or state["rows"] is None:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, ContinuedCSVLogger):
-                logger.keep(state["rows"])  # what came after the checkpoint comes again
+        self.metrics = state.get("metrics", {})
+        if state.get("folder") == self._folder() and state["rows"] is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, ContinuedCSVLogger):
+                    logger.keep(state["rows"])  # what came after the checkpoint comes again
+
+    def _folder(self) -> str:
+        return str(self.path.parent.resolve())
 
     def on_save_checkpoint(
         self, trainer: Any, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say in Lightning's own counts where in the training this is. As they stand, a checkpoint of an epoch's last
-        step would be taken for one after validation, and one of an epoch that was cut for one of a whole epoch."""
+        """Of every checkpoint, best.ckpt too: how far the logs are. Of last.ckpt, where in the training it is, in
+        Lightning's own counts: as they stand, a checkpoint of an epoch's last step would be taken for one after
+        validation, and one of an epoch that was cut for one of a whole epoch."""
+        checkpoint["callbacks"][self.state_key] = {
+            "folder": self._folder(),
+            "rows": next((logger.rows for logger in trainer.loggers if isinstance(logger, ContinuedCSVLogger)), None),
+            "metrics": {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        }
         loops = checkpoint["loops"]["fit_loop"]
         if self.point == "validation":
             for count in (loops["epoch_loop.batch_progress"][which] for which in ("total", "current")):

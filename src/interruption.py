@@ -78,15 +78,16 @@ class Interruption:
         return Interrupted(self.received)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if not isinstance(error, Interrupted) or error.signal not in GO_ON_LATER:
-            return
-        handler = self.before.get(error.signal)
-        if callable(handler):
-            handler(error.signal, None)
-        elif is_first():
-            requeue()
+        try:
+            if isinstance(error, Interrupted) and error.signal in GO_ON_LATER:
+                handler = self.before.get(error.signal)
+                if callable(handler):
+                    handler(error.signal, None)
+                elif is_first():
+                    requeue()
+        finally:
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
 
 
 def undisturbed(worker: int) -> None:

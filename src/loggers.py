@@ -46,7 +46,7 @@ class Rows:
         """A row; one that says of the same step what the last row says, and perhaps more, takes its place."""
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         row["step"] = step
-        if self.metrics and self.metrics[-1].items() <= row.items():
+        if self.metrics and self.metrics[-1]["step"] == step and self.metrics[-1].keys() <= row.keys():
             self.metrics.pop()
         self.metrics.append(row)
 

@@ -103,24 +103,27 @@ def written(path: Path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def test_a_run_killed_ten_times_is_the_run_that_was_not(settings, whole, tmp_path):
-    """SIGKILL at random moments, after some more checkpoints each time, or before the first."""
-    run, rng = tmp_path / "run", random.Random(0)
-    arguments, last = [*settings, f"run_dir={run}", "ckpt=last"], run / "checkpoints" / "last.ckpt"
-    killed, steps = 0, []
-    while killed < 10:
+def test_a_run_killed_ten_times_is_the_run_that_was_not(settings, tmp_path):
+    """SIGKILL at random moments: as it starts, and up to three steps' time after some more checkpoints."""
+    longer, rng = [*settings, "trainer.max_epochs=15", "trainer.check_val_every_n_epoch=2"], random.Random(0)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    call([*longer, f"run_dir={whole}"], tmp_path / "whole.log")
+    arguments, last = [*longer, f"run_dir={run}", "ckpt=last"], run / "checkpoints" / "last.ckpt"
+    steps, pace = [], 0.01
+    for kill in range(10):
         process = start(arguments, tmp_path / "log")
-        for _ in range(rng.randint(0, 3) if killed else 0):
-            before = written(last)
+        more = rng.randint(0, 3) if kill else 0
+        for _ in range(more):
+            before, since = written(last), time.monotonic()
             wait_for(lambda before=before: written(last) != before, process)
-        time.sleep(rng.uniform(0, 0.2))
+            pace = min(pace, time.monotonic() - since)
+        time.sleep(rng.uniform(0, 3 * pace if more else 0.2))
         assert process.is_alive(), (tmp_path / "log").read_text()[-3000:]
         process.kill()
         process.join()
-        killed += 1
         if last.exists():
             steps.append(torch.load(last, weights_only=True)["global_step"])
-    assert steps == sorted(steps) and 0 < steps[-1] < 24, steps
+    assert steps == sorted(steps) and 0 < steps[-1] < 60, steps
     call(arguments, tmp_path / "log")
     assert_same(run, whole)
 
@@ -209,6 +212,8 @@ def test_a_run_that_stopped_early_has_stopped(settings, tmp_path):
     call(arguments, tmp_path / "log")
     ended = history(tmp_path / "run")
     assert len(ended) == 3 * 5 + 1
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["callbacks"]["LastCheckpoint"]["rows"] == 5 * (best["epoch"] + 1), "for whoever goes on from the best"
     call([*arguments, "ckpt=last"], tmp_path / "log")
     assert history(tmp_path / "run") == ended
 
