@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,clip,dev
+EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,clip,slurm,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest test-flickr8k test-browser lint bench clean
+.PHONY: help install demo test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ test-browser: $(VENV)/browser ## the pages in a real Chromium (Debian: apt-get i
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
 		echo "no Chromium on the PATH: install one (Debian: apt-get install chromium)"; exit 1
 	$(RUN) -m pytest -m browser
+
+test-slurm: $(VENV)/installed ## jobs of a real SLURM, two nodes on this machine, as root (Debian: apt-get install slurm-wlm munge)
+	@PATH="$$PATH:/usr/sbin"; for name in munged slurmctld slurmd sbatch; do command -v $$name >/dev/null || \
+		{ echo "no $$name here (Debian: apt-get install --no-install-recommends slurm-wlm slurmctld slurmd slurm-client munge)"; exit 1; }; done; \
+		[ "$$(id -u)" = 0 ] || { echo "SLURM's daemons start jobs as their users: call it as root"; exit 1; }
+	$(RUN) -m pytest -m slurm
 
 $(VENV)/browser: $(VENV)/installed
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[browser]'

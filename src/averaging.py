@@ -37,12 +37,14 @@ class MovingAverage(WeightAveraging):
 
         super().__init__(multi_avg_fn=update)
         self.every = update_every_n_steps
+        self.in_place = False  # the average, where the model's own weights are
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.every == 0
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
+        self.in_place = True
 
     def on_validation_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """In place already."""
@@ -51,4 +53,10 @@ class MovingAverage(WeightAveraging):
         """Not yet: `Pictures` captions with the average too."""
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
+        self.put_back(pl_module)
+
+    def put_back(self, pl_module: lightning.LightningModule) -> None:
+        """Give the model its own weights again, where the average is in their place."""
+        if self.in_place:
+            self._swap_models(pl_module)
+        self.in_place = False

@@ -17,6 +17,7 @@ from torch import Tensor
 from src.confidence import Calibration
 from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
+from src.files import room_for
 from src.model import CaptioningModel, build, locate
 
 PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
@@ -56,25 +57,37 @@ def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> d
 
 def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | None = None) -> None:
     """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json where there
-    is one, and a model card. It appears whole or not at all."""
+    is one, and a model card. It appears whole or not at all.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
     directory = Path(directory)
-    partial = directory.with_name(directory.name + ".partial")
+    partial, old = (directory.with_name(directory.name + ending) for ending in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / "config.yaml").write_text(
-        yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
-    )
-    bundle.vocabulary.save(partial / "vocabulary.json")
-    save_file(_untied(bundle.model.state_dict()), partial / "model.safetensors")
-    if bundle.calibration is not None:
-        bundle.calibration.save(partial / CALIBRATION)
-    (partial / "README.md").write_text(_card(bundle, scores or {}), encoding="utf-8")
-    old = directory.with_name(directory.name + ".old")
+    try:
+        with room_for(directory):
+            _write(partial, bundle, scores or {})
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         os.replace(directory, old)
     os.replace(partial, directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(directory: Path, bundle: Bundle, scores: Mapping[str, Any]) -> None:
+    directory.mkdir(parents=True)
+    (directory / "config.yaml").write_text(
+        yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
+    )
+    bundle.vocabulary.save(directory / "vocabulary.json")
+    save_file(_untied(bundle.model.state_dict()), directory / "model.safetensors")
+    if bundle.calibration is not None:
+        bundle.calibration.save(directory / CALIBRATION)
+    (directory / "README.md").write_text(_card(bundle, scores), encoding="utf-8")
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

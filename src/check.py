@@ -43,6 +43,7 @@ from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 from src.results import PerImage, check_per_image
 from src.runs import last_checkpoint, run_folder
+from src.slurm import on_cluster
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
 """What takes the fields of parts that name no class."""
@@ -606,7 +607,11 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         1, "trainer", accumulate_grad_batches=config["trainer"].get("accumulate_grad_batches")
     )  # Lightning takes 0
     # `deterministic` and `benchmark` would change this whole process, the later jobs of a sweep too.
-    options = {name: value for name, value in config["trainer"].items() if name not in ("deterministic", "benchmark")}
+    options = {
+        name: value
+        for name, value in on_cluster(config["trainer"]).items()
+        if name not in ("deterministic", "benchmark")
+    }
     options["precision"] = precision(options.get("precision", "auto"), device())
 
     def make(**given: Any) -> lightning.Trainer:

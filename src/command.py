@@ -4,10 +4,12 @@ import functools
 import itertools
 import math
 import os
+import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -96,11 +98,23 @@ def refuse(name: str, flags: Namespace) -> None:
         if swept and not sweep:
             line = swept[0].input_line
             raise ConfigError(f"{line}: several values need -m, one run for each; a list is written as FIELD=[a,b]")
+        _check_cluster(str(config.hydra.launcher.get("_target_")), bool(sweep))
         # A launcher of another machine, such as a cluster's, may find there what is missing here.
         here = not sweep or "BasicLauncher" in str(config.hydra.launcher.get("_target_"))
         for lines in _jobs(overrides, _sweeper_values(config, hydra)) if sweep else [first]:
             job = _resolved(_composed(hydra, primary, lines), primary)
             check(started(job, given_fields())[0] if here else job, name, here)
+
+
+def _check_cluster(launcher: str, sweep: bool) -> None:
+    if "submitit" not in launcher:
+        return
+    if not sweep:
+        raise ConfigError("hydra/launcher=slurm needs -m: without it, the training would run here, not on the cluster")
+    if find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        raise ConfigError("hydra/launcher=slurm needs submitit: `pip install hydra-submitit-launcher` first")
+    if launcher.endswith("SlurmLauncher") and shutil.which("srun") is None:
+        raise ConfigError("hydra/launcher=slurm: there is no srun here; call it where SLURM's commands are")
 
 
 @contextmanager

@@ -60,10 +60,10 @@ class ExperimentsPath(SearchPathPlugin):
 
 NOT_IN_NAME = {
     *("name", "run_dir", "ckpt", "overwrite", "experiments", "data", "evaluate_splits"),
-    *("callbacks.pictures.count", "callbacks.pictures.tile"),
+    *("callbacks.pictures.count", "callbacks.pictures.tile", "callbacks.last.minutes", "callbacks.last.steps"),
     *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
-    *("trainer.log_every_n_steps", "trainer.max_time"),
+    *("trainer.log_every_n_steps", "trainer.max_time", "trainer.num_nodes"),
 }
 """Overrides that change where, how fast or how visibly a run learns, not what."""
 
@@ -142,6 +142,7 @@ def setup() -> None:
     SourcesRegistry.instance().register(ExperimentsSource)
     Plugins.instance().register(ExperimentsPath)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen backbone is
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)

@@ -1,7 +1,11 @@
-"""Files that several processes use at once."""
+"""Files that several processes use at once, and disks that are full."""
 
+import errno
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -9,12 +13,85 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 log = logging.getLogger(__name__)
 
 
+class DiskFull(OSError):
+    """There is no room for a file; the message says which, how much room there is, and what to do."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def room_for(path: Path, size: int | None = None) -> Iterator[None]:
+    """Say which file there was no room for, where the block finds a disk full.
+
+    Args:
+        path: what the block writes.
+        size: bytes that it needs, where that is known.
+
+    Raises:
+        DiskFull: the disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:  # safetensors' is no OSError, and says it in words
+        if getattr(error, "errno", None) not in FULL and "No space left on device" not in str(error):
+            raise
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        why = getattr(error, "strerror", None) or "No space left on device"
+        needed = f"{size / 1e6:,.1f} MB are needed, " if size is not None else ""
+        free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
+        raise DiskFull(
+            f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, "
+            "and go on with ckpt=last"
+        ) from error
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place when the block has written it and it is on the disk;
+    nothing is left where the block fails. For files that one process alone writes, over what a killed one left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        _onto_disk(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _onto_disk(path.parent)  # the new name, too
+
+
+def _onto_disk(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # where folders cannot be opened
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
+            raise
+    finally:
+        os.close(number)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or none of it, and the folder that it lies in."""
+    """Write a whole file or none of it, and the folder that it lies in.
+
+    Raises:
+        DiskFull: there is no room; what was there is there still.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
+    with room_for(path):
+        try:
+            partial.write_text(text, encoding="utf-8", newline="\n")
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def locked(path: Path, doing: str) -> AcquireReturnProxy:

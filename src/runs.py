@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from src.charts import Line, line_chart
 from src.curves import read_curve
-from src.files import write_atomically
+from src.files import DiskFull, write_atomically
 from src.metrics import is_fraction
 
 STATUS = "status.json"
@@ -50,9 +50,18 @@ def run_folder(config: Mapping[str, Any]) -> Path:
     return run.with_name(run.name + ".fast_dev_run") if config["trainer"].get("fast_dev_run") else run
 
 
+LAST, BEFORE = "last.ckpt", "before.ckpt"
+"""A run's last checkpoint and the one before."""
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """What `ckpt=last` can go on from, the newest first."""
+    return [path for path in (run / "checkpoints" / LAST, run / "checkpoints" / BEFORE) if path.exists()]
+
+
 def last_checkpoint(run: Path) -> Path:
     """Where a run's last checkpoint is kept, once there is one."""
-    return run / "checkpoints" / "last.ckpt"
+    return next(iter(checkpoints(run)), run / "checkpoints" / LAST)
 
 
 def sentence(error: BaseException) -> str:
@@ -103,7 +112,9 @@ def recorded(run: Path, about: Mapping[str, Any], resumes: bool = False, keep: b
     finally:
         record["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         record["minutes"] = round(earlier + (time.monotonic() - start) / 60, 3)
-        write_atomically(run / STATUS, json.dumps(record, indent=2) + "\n")
+        # On a full disk, what went wrong first is what is to be told.
+        with suppress(DiskFull) if record["state"] != "finished" else nullcontext():
+            write_atomically(run / STATUS, json.dumps(record, indent=2) + "\n")
         lock.release()
 
 

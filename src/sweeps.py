@@ -22,6 +22,7 @@ from omegaconf import DictConfig, ListConfig
 from src.config import NOT_IN_NAME, called, given_fields, plain
 from src.files import write_atomically
 from src.initial import started
+from src.interruption import is_first
 from src.runs import (
     SCORES,
     STATUS,
@@ -65,7 +66,8 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     if (folder / NOTE).exists():  # launched again, because another job's process was killed
         done = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return math.nan if done["state"] == "failed" else done["score"]
+        if done["state"] != "running":  # else a cluster has put it back in its queue, or this is another rank of it
+            return math.nan if done["state"] == "failed" else done["score"]
     note: Row = {"state": "running", "overrides": called()["overrides"], "run": None, "score": None}
     try:
         run = run_folder(config)
@@ -91,7 +93,8 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
 
 
 def _write(folder: Path, note: Mapping[str, Any]) -> None:
-    write_atomically(folder / NOTE, json.dumps(note, indent=2) + "\n")
+    if is_first():
+        write_atomically(folder / NOTE, json.dumps(note, indent=2) + "\n")
 
 
 def keep_to_share(config: DictConfig, job: int, jobs: int) -> None:

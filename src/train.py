@@ -11,11 +11,13 @@ import pytorch_lightning as lightning
 import torch
 import yaml
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.callbacks import ModelCheckpoint
 
+from src import slurm
 from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
 from src.check import NO_VALIDATION, check
+from src.checkpoints import CheckpointFiles, LastCheckpoint, damage, newest
 from src.command import command
 from src.confidence import Calibration
 from src.config import (
@@ -37,10 +39,12 @@ from src.data.module import CaptionData
 from src.data.regions import region_files
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
-from src.files import write_atomically
+from src.files import room_for, write_atomically
 from src.initial import freeze, initialise, started
+from src.interruption import Interruption, is_first
+from src.loggers import WANDB_ID
 from src.model import TRAINING, build, instantiate
-from src.runs import last_checkpoint, recorded, run_folder
+from src.runs import STATUS, last_checkpoint, recorded, run_folder
 from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
@@ -109,23 +113,38 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
         given: what the user or a recipe set in it, which `init` leaves as it is: groups and dotted fields.
     """
     config, start = started(config, given)
-    check(config)
     run = run_folder(config)
+    if config["ckpt"] is None and slurm.was_requeued(run / STATUS):
+        config["ckpt"] = "last"
+    check(config)
     trial = bool(config["trainer"].get("fast_dev_run"))
     anew = config["ckpt"] is None and not trial
     if anew and not config["overwrite"] and last_checkpoint(run).exists():
         raise ValueError(
             f"{run} holds this training already: add ckpt=last to go on, name=NAME for another, or overwrite=true"
         )
-    about = {"version": code_version(), **called()}
-    with recorded(run, about, config["ckpt"] == "last", keep=getattr(rank_zero_only, "rank", 0) == 0) as record:
-        if anew:  # the first process alone: the others come when it has begun to log
-            rank_zero_only((run / "metrics.csv").unlink)(missing_ok=True)
-            rank_zero_only(shutil.rmtree)(run / "tensorboard", ignore_errors=True)
-        return _train(config, start, run, trial, record)
+    about = {"version": code_version(), **({"job": slurm.job()} if slurm.job() else {}), **called()}
+    with (
+        Interruption() as interruption,
+        recorded(run, about, config["ckpt"] == "last", keep=is_first()) as record,
+        room_for(run),
+    ):
+        if anew and is_first():  # alone: the others come when it has begun to log
+            for name in ("metrics.csv", WANDB_ID):
+                (run / name).unlink(missing_ok=True)
+            for name in ("tensorboard", "checkpoints"):  # an earlier training's are not to be gone on with
+                shutil.rmtree(run / name, ignore_errors=True)
+        return _train(config, start, run, trial, record, interruption)
 
 
-def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, record: dict[str, Any]) -> float | None:
+def _train(
+    config: dict[str, Any],
+    start: Saved | None,
+    run: Path,
+    trial: bool,
+    record: dict[str, Any],
+    interruption: Interruption,
+) -> float | None:
     keep_freed_memory()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
@@ -175,7 +194,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         config["seed"],
         control,
     )
-    options = dict(config["trainer"])
+    options = slurm.on_cluster(config["trainer"])
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
     options["precision"] = precision(options["precision"], kind)
     cached, views = ["train", "val"], config["data"]["cache_views"]
@@ -186,10 +205,15 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
     cache_features(config, data, model.encoder, cached, kind, options["precision"], views)
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # which keeps what the others made
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.interruption = interruption
     loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(
         **options,
         callbacks=callbacks,
+        plugins=[CheckpointFiles(), *slurm.plugins()],
         logger=loggers or False,
         default_root_dir=run,
         use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
@@ -199,7 +223,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     begin(trainer.loggers, config, provenance["version"])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
-    best: Any = trainer.checkpoint_callback
+    best: Any = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
     best_path = getattr(best, "best_model_path", "")
     bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
     score, monitor, mode = (getattr(best, name, None) for name in ("best_model_score", "monitor", "mode"))
@@ -258,15 +282,20 @@ def nouns_file(config: dict[str, Any]) -> Path | None:
 
 
 def find_checkpoint(wanted: str | None, run: Path) -> str | None:
-    """`last` → this run's last checkpoint, or a fresh start where there is none; else a checkpoint's path, or None."""
+    """`last` → this run's last checkpoint that is whole, or a fresh start where there is none; else a checkpoint's
+    path, or None.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     if not wanted:
         return None
     if wanted == "last":
-        last = last_checkpoint(run)
-        if not last.exists():
-            log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last)
-            return None
-        return str(last)
+        if (last := newest(run)) is None:
+            log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last_checkpoint(run))
+        return str(last) if last else None
+    if problem := damage(Path(wanted)):
+        raise ValueError(f"ckpt={wanted}: no checkpoint that a training can go on from ({problem})")
     return wanted
 
 

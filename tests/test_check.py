@@ -237,6 +237,7 @@ VIEWS = "transform=augmented data.cache_views=2"
         ("data.root=nope", "data.root=nope: no such folder"),
         ("encoder.backbone.weights=nope.pth", "encoder.backbone.weights=nope.pth: no such file"),
         ("encoder.backbone.name=nope", "encoder.backbone.name=nope: timm knows no such model"),
+        ("hydra/launcher=slurm", "hydra/launcher=slurm needs -m: without it, the training would run here"),
         ("ckpt=nope.ckpt", "ckpt=nope.ckpt: no such file; give `last`"),
         ("trainer.accelerator=tpu", "trainer.accelerator=tpu: "),
         ("+trainer.strategy=nope", "trainer.strategy=nope: "),

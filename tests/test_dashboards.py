@@ -184,11 +184,11 @@ def test_a_run_of_wandb_is_not_shared_by_two_trainings(tmp_path, monkeypatch):
     (tmp_path / "bundle").mkdir()
     first = WandbOrOffline(str(tmp_path), project="p")
     names = [first.experiment.id]
-    second = WandbOrOffline(str(tmp_path), project="p", log_bundle=False)
+    second = WandbOrOffline(str(tmp_path / "second"), project="p", log_bundle=False)
     names.append(second.experiment.id)
     second.finish(tmp_path / "bundle", {})
     assert names[0] != names[1]
-    (record,) = (tmp_path / "wandb").glob(f"offline-run-*/run-{names[1]}.wandb")
+    (record,) = (tmp_path / "second" / "wandb").glob(f"offline-run-*/run-{names[1]}.wandb")
     assert b"captioner-" not in record.read_bytes()
 
 

@@ -34,6 +34,7 @@ from src.data.tsv import OnBadRow, Verify, check_fractions, read_tsv, split_by_i
 from src.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
 from src.encoders.precomputed import Regions
+from src.interruption import undisturbed
 from src.ranges import at_least
 
 log = logging.getLogger(__name__)
@@ -598,6 +599,7 @@ class CaptionData(lightning.LightningDataModule):
             collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=undisturbed,
             pin_memory=torch.cuda.is_available(),
         )
 

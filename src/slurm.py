@@ -1,0 +1,71 @@
+"""What a training knows of SLURM (https://slurm.schedmd.com), in whose job it runs. Nothing here imports torch."""
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+def job() -> str | None:
+    """This job's number, of an array's job with its own, such as `17_3`; None outside of jobs."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def was_requeued(status: Path) -> bool:
+    """Whether this job has been put back in the queue since it began the run whose record `status` is."""
+    if job() is None or not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return False
+    try:
+        return json.loads(status.read_text(encoding="utf-8")).get("job") == job()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def requeue() -> None:
+    """Put this job back in the queue, which ends it; nothing outside of jobs."""
+    number = job()
+    if number is None:
+        return
+    try:
+        done = subprocess.run(["scontrol", "requeue", number], capture_output=True, text=True, timeout=60)
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        log.error("scontrol requeue %s: %s; submit it again, with ckpt=last", number, problem)
+    else:
+        log.info("job %s is back in the queue", number)
+
+
+def _with_srun() -> bool:
+    interactive = os.environ.get("SLURM_JOB_NAME") in (
+        "bash",
+        "interactive",
+    )  # Lightning starts its own processes there
+    return "SLURM_NTASKS" in os.environ and not interactive
+
+
+def plugins() -> list[Any]:
+    """For Lightning's Trainer: its own handlers of signals would save elsewhere, and not wait for a step's end."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment
+
+    return [SLURMEnvironment(auto_requeue=False)] if _with_srun() else []
+
+
+def on_cluster(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Lightning's options for its Trainer, with as many nodes, and processes on each, as `srun` has started, where they
+    are left open."""
+    options, environment = dict(options), os.environ
+    if not _with_srun():
+        return options
+    tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES") or 1)
+    options.setdefault("num_nodes", nodes)
+    if options.get("devices", "auto") == "auto":
+        options["devices"] = int(environment.get("SLURM_NTASKS_PER_NODE") or max(1, tasks // nodes))
+    return options
