@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import inspect
 import logging
+import os
 import re
 import types
 import typing
@@ -31,6 +32,7 @@ from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
 from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
+from src.distributed import place
 from src.encoders.pretrained import PretrainedBackbone
 from src.help import no_field, shown
 from src.initial import VOCABULARIES, freeze
@@ -42,6 +44,7 @@ from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 from src.results import PerImage, check_per_image
 from src.runs import last_checkpoint, run_folder
+from src.strategies import trainer_arguments
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
 """What takes the fields of parts that name no class."""
@@ -541,7 +544,7 @@ def _check_model(config: Mapping[str, Any], objective: Objective, here: bool) ->
     _without_weights("encoder", encoder, here)
     size = config["transform"].get("size", 224)
     try:
-        with torch.device("meta"), torch.no_grad(), _quiet():
+        with torch.device("meta"), torch.no_grad(), quiet():
             model = build(
                 {**config, "encoder": encoder, "embedding": embedding}, Vocabulary.build([["word"]], min_count=1)
             ).eval()
@@ -602,12 +605,13 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
     )  # Lightning takes 0
     # `deterministic` and `benchmark` would change this whole process, the later jobs of a sweep too.
     options = {name: value for name, value in config["trainer"].items() if name not in ("deterministic", "benchmark")}
-    options["precision"] = precision(options.get("precision", "auto"), device())
+    _check_processes(options)
 
     def make(**given: Any) -> lightning.Trainer:
+        given = trainer_arguments(given, precision(given.get("precision", "auto"), device()))
         return lightning.Trainer(**given, logger=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 
-    with _quiet():
+    with quiet():
         try:
             trainer = make(**options)
         except REFUSALS as error:
@@ -619,8 +623,18 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         raise ConfigError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
 
 
+def _check_processes(trainer: Mapping[str, Any]) -> None:
+    """Several machines need somebody to start the processes of each."""
+    if (trainer.get("num_nodes") or 1) > 1 and place().world == 1 and "NODE_RANK" not in os.environ:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start this command on every node, by srun or by torchrun "
+            "(docs/distributed.md); on this machine alone, set trainer.num_nodes=1"
+        )
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let nothing that only looks at a configuration say what it finds."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import hydra
 import pytorch_lightning as lightning
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from joblib import cpu_count
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
-from src.check import NO_VALIDATION, check
+from src.check import NO_VALIDATION, check, quiet
 from src.command import command
 from src.confidence import Calibration
 from src.config import (
@@ -34,12 +37,14 @@ from src.dashboards import begin, end
 from src.data.control import asked
 from src.data.module import CaptionData
 from src.data.regions import region_files
+from src.distributed import launch, only_warnings, place
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
 from src.files import write_atomically
 from src.initial import freeze, initialise, started
 from src.model import TRAINING, build, instantiate
 from src.runs import last_checkpoint, recorded, run_folder
+from src.strategies import processes_to_start, trainer_arguments
 from src.sweeps import sweep_job
 from src.training import CaptioningModule
 
@@ -89,8 +94,13 @@ def cache_features(
             views,
             device=kind,
             precision=autocast_dtype(arithmetic),
-            workers=config["data"]["cache_workers"],
+            workers=threads_to_cache(config["data"]["cache_workers"]),
         )
+
+
+def threads_to_cache(wanted: int | None) -> int | None:
+    """`data.cache_workers`; of several processes one builds a cache while the others wait, so it takes all cores."""
+    return cpu_count() if wanted is None and place().world > 1 else wanted
 
 
 def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
@@ -166,20 +176,20 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         config["seed"],
         control,
     )
-    options = dict(config["trainer"])
-    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
-    options["precision"] = precision(options["precision"], kind)
+    wanted = config["trainer"]
+    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(wanted["accelerator"], device())
+    arithmetic = precision(wanted["precision"], kind)
     cached, views = ["train", "val"], config["data"]["cache_views"]
     if views > 1:
         log.info("data.cache_views=%d: of so many views of a training picture, each draw reads one of the cache", views)
     elif data.preprocess.augment:
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
-    cache_features(config, data, model.encoder, cached, kind, options["precision"], views)
+    cache_features(config, data, model.encoder, cached, kind, arithmetic, views)
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
     loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(
-        **options,
+        **trainer_arguments(wanted, arithmetic),
         callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=run,
@@ -202,39 +212,43 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     if score is not None:
         record |= {"best": float(score), "monitor": monitor, "mode": mode}
         results = {f"best/{monitor}": float(score)}
-    if trainer.is_global_zero:
-        captioner = Captioner(
-            bundle.model,
-            vocabulary,
-            data.tokenizer,
-            data.preprocess,
-            module.generation,
-            device_name=kind,
-            precision_name=options["precision"],
-            control=control,
-        )
-        captioner.config = kept
+    first = trainer.is_global_zero
+    captioner = Captioner(
+        bundle.model,
+        vocabulary,
+        data.tokenizer,
+        data.preprocess,
+        module.generation,
+        device_name=str(trainer.strategy.root_device),
+        precision_name=arithmetic,
+        control=control,
+    )
+    captioner.config = kept
+    if first:
         save_bundle(run / "bundle", bundle)  # before the scores, so that no failure there loses it
-        scores: dict[str, Any] = {}
-        wanted = [name for name in config["evaluate_splits"] or [] if name in data.tables]
-        for split in wanted if control else ():
-            data.restrict(split, control)
-        cache_features(config, data, bundle.model.encoder, wanted, kind, options["precision"])
-        for split in wanted:
-            output = run / "eval" / split
-            scores = evaluate(
-                captioner,
-                data,
-                split,
-                output,
-                nouns=nouns_file(config),
-                meta={"model": str(run), "seed": config["seed"]},
-                limit=data.eval_batch_size if trial else None,
-            )
-            report_scores(config["name"], output)
-            if split == "val" and (output / CALIBRATION).exists():
-                bundle = bundle._replace(calibration=Calibration.load(output / CALIBRATION))
-            results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
+    scores: dict[str, Any] = {}
+    splits = [name for name in config["evaluate_splits"] or [] if name in data.tables]
+    for split in splits if control else ():
+        data.restrict(split, control)
+    cache_features(config, data, bundle.model.encoder, splits, kind, arithmetic)
+    for split in splits:  # every process captions its share
+        output = run / "eval" / split
+        scores = evaluate(
+            captioner,
+            data,
+            split,
+            output,
+            nouns=nouns_file(config),
+            meta={"model": str(run), "seed": config["seed"]},
+            limit=data.eval_batch_size if trial else None,
+        )
+        if not first:
+            continue
+        report_scores(config["name"], output)
+        if split == "val" and (output / CALIBRATION).exists():
+            bundle = bundle._replace(calibration=Calibration.load(output / CALIBRATION))
+        results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
+    if first:
         if scores:
             save_bundle(run / "bundle", bundle, scores)
         end(trainer.loggers, results, trainer.global_step, run / "bundle")
@@ -261,13 +275,26 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     return wanted
 
 
+def processes_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes are still to be started on this machine for a config's `trainer`."""
+    options = {name: value for name, value in trainer.items() if name not in ("deterministic", "benchmark")}
+    arguments = trainer_arguments(options, precision(trainer["precision"], device()))
+    with quiet():
+        return processes_to_start(lightning.Trainer(**arguments, logger=False))
+
+
 @command("train")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @sweep_job
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
-    return train(plain(config), given_fields())
+    settings = plain(config)
+    if HydraConfig.get().mode != RunMode.MULTIRUN and (processes := processes_of(settings["trainer"])) > 1:
+        launch(processes)
+    if place().rank:
+        only_warnings()
+    return train(settings, given_fields())
 
 
 if __name__ == "__main__":
