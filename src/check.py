@@ -451,19 +451,21 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
     at_least(2, "", diversity=config["diversity"])
+    at_least(1, "", devices=config["devices"])
     check_per_image(config["per_image"])
     source = evaluated(config)
     unused = {"model": OF_PREDICTIONS, "predictions": (*OF_MODELS, "limit"), "baseline": (*OF_MODELS, *OF_PREDICTIONS)}
     for name in (*unused[source], *(["diversity"] if source == "baseline" else [])):
         if config.get(name):
             raise ConfigError(f"{name}={shown(config[name])}: {source}={shown(config[source])} has no use for it")
+    if source != "model" and config["devices"] > 1:
+        raise ConfigError(f"devices={config['devices']}: {source}={shown(config[source])} has no use for it")
     for name in ("spice", "clip", "images"):
         if here and config[name] and not Path(config[name]).is_dir():
             raise ConfigError(f"{name}={config[name]}: no such folder")
     if source == "model":
         _check_model_evaluation(config, here)
-    if config["device"] is not None:
-        _check_device(config["device"], here)
+    _check_devices(config["device"], config["devices"], here)
     if source == "predictions" and config["references"]:
         return  # which need no data
     for name in ("images", "training"):
@@ -494,11 +496,14 @@ def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
     tag_tokens(config["tags"] or "")
 
 
-def _check_device(name: str, here: bool) -> None:
-    kind = str(name).partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+def _check_devices(name: str | None, processes: int, here: bool) -> None:
+    kind, _, number = (name or device()).partition(":")
+    gpus = torch.cuda.device_count()
+    there = {"cpu": True, "cuda": gpus > 0, "mps": torch.backends.mps.is_available()}
     if kind not in there or (here and not there[kind]):
         raise ConfigError(f"device={name}: choose one of {', '.join(k for k in there if there[k])}, or null")
+    if here and kind != "cpu" and processes > (gpus if kind == "cuda" and not number else 1):
+        raise ConfigError(f"devices={processes}: more than there are of {name or kind}; set device=cpu, or fewer")
 
 
 def named_models(model: str | list[str]) -> list[str]:

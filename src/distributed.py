@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -47,16 +47,14 @@ def place() -> Place:
     return Place()
 
 
-def launch(processes: int) -> NoReturn:
-    """Call this very command again in so many processes of this machine, as torchrun does, and end as they end: where
-    one fails, the others are stopped. On a CPU each gets its share of the cores: threads that outnumber the cores wait
-    for each other, spinning, and are many times slower."""
+def launch(processes: int, module: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `python -m MODULE ARGUMENTS` (this command's own) in so many processes of this machine, as torchrun does, and
+    end as they end: where one fails, the others are stopped. On a CPU each gets its share of the cores: threads that
+    outnumber the cores wait for each other, spinning, and are many times slower."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
-    main = sys.modules["__main__"].__spec__
-    command = ["-m", main.name.removesuffix(".__main__")] if main else [os.path.abspath(sys.argv[0])]
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -69,7 +67,7 @@ def launch(processes: int) -> NoReturn:
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process says itself what is wrong
     try:
-        elastic_launch(config, sys.executable)(*command, *sys.argv[1:])
+        elastic_launch(config, sys.executable)("-m", module, *(sys.argv[1:] if arguments is None else arguments))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -97,9 +95,16 @@ def together() -> Iterator[Place]:
 
 
 def barrier() -> None:
-    """Wait until all processes are here. One that has died is an error in the others."""
+    """Wait until all processes are here.
+
+    Raises:
+        RuntimeError: one of them has died.
+    """
     if distributed.is_available() and distributed.is_initialized():
-        distributed.barrier()
+        try:
+            distributed.barrier()
+        except RuntimeError as error:
+            raise RuntimeError("another of the processes has died, and says why itself") from error
 
 
 def device_of(kind: str, here: Place) -> str:

@@ -291,7 +291,7 @@ def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
     settings = plain(config)
     if HydraConfig.get().mode != RunMode.MULTIRUN and (processes := processes_of(settings["trainer"])) > 1:
-        launch(processes)
+        launch(processes, "src.train")
     if place().rank:
         only_warnings()
     return train(settings, given_fields())

@@ -140,6 +140,8 @@ class CaptioningModule(lightning.LightningModule):
         self.sums = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not self._is_mine(batch):
+            return
         batch = batch._replace(images=self.model.encoder(batch.images))  # once for both the loss and the captions
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
@@ -149,9 +151,14 @@ class CaptioningModule(lightning.LightningModule):
         captions = self.generation(self.model.decoder, self.model.memory(batch.images), prefix=prefix)
         self.generated.update(batch.index, captions.tokens[:, 0])
 
+    def _is_mine(self, batch: Batch) -> bool:
+        """Whether this process is to validate a batch: where there are fewer pictures than processes, those for which
+        none is left get another's, because Lightning has every process take a batch."""
+        return int(batch.index[0]) % self.trainer.world_size == self.global_rank
+
     def on_validation_epoch_end(self) -> None:
-        names = sorted(self.sums)
-        sums = torch.stack([self.sums[name] for name in names])
+        names = self.trainer.strategy.broadcast(sorted(self.sums))
+        sums = torch.stack([torch.as_tensor(self.sums.get(name, 0.0), dtype=torch.double) for name in names])
         if self.trainer.world_size > 1:
             sums = sums.to(self.device)  # where the processes' backend exchanges tensors
             torch.distributed.all_reduce(sums)

@@ -248,10 +248,12 @@ class TrainingOrder(Sampler[list[Item]]):
 
 
 class EvaluationOrder(Sampler[list[Item]]):
-    """Every image once, in order, with all its captions; rank r takes images r, r + world, …"""
+    """Every image once, in order, with all its captions; rank r takes images r, r + world, … A rank for which there is
+    none gets the first image, which is not its own."""
 
     def __init__(self, captions: Sequence[int], batch_size: int, rank: int = 0, world: int = 1) -> None:
-        self.items = [Item(image, range(count)) for image, count in enumerate(captions)][rank::world]
+        every = [Item(image, range(count)) for image, count in enumerate(captions)]
+        self.items = every[rank::world] or every[:1]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

@@ -1,0 +1,232 @@
+"""Several processes: real ones, that exchange by gloo, give what one gives."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from src import caption
+from src.bundle import Bundle, bundle_config, save_bundle
+from src.config import ROOT
+from src.distributed import Place, device_of, place
+from src.model import build
+from src.parts import Parts
+from src.results import read_results
+from tests.conftest import tiny_config
+
+
+def call(*command: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "WANDB_"))}
+    plain |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=plain, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expect, done.stdout[-3000:] + done.stderr[-6000:]
+    return done
+
+
+@pytest.fixture
+def bundle(tmp_path, vocabulary):
+    torch.manual_seed(2)
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    made = build(config, vocabulary).eval()
+    made.decoder.classifier.weight.data *= 30
+    made.encoder.project.weight.data *= 100
+    save_bundle(tmp_path / "bundle", Bundle(made, vocabulary, config))
+    return tmp_path / "bundle"
+
+
+# ---------------------------------------------------------------- which process this is
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Place(0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(5, 8, 1)),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}, Place(3, 4, 1)),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, Place(0, 1, 0)),  # a job's own script, without srun
+    ],
+)
+def test_the_place_is_what_started_this_process_says(environment, expected, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert place() == expected
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [device_of("cuda", Place(rank, 8, rank % 4)) for rank in (0, 3, 6)] == ["cuda:0", "cuda:3", "cuda:2"]
+    assert device_of("cuda", Place()) == "cuda" and device_of("cuda:1", Place()) == "cuda:1"
+    assert device_of("cpu", Place(1, 2, 1)) == "cpu"
+
+
+# ---------------------------------------------------------------- captioning
+
+
+@pytest.mark.parametrize("how", ["--devices", "torchrun", "srun"])
+def test_captions_of_several_processes_are_those_of_one(bundle, shapes, tmp_path, how, capsys):
+    pictures = [str(shapes / "images" / f"{number:02d}.png") for number in range(7)]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    pictures.insert(3, str(tmp_path / "broken.png"))
+    flags = ["--model", str(bundle), *pictures, "--device", "cpu", "--n-best", "2", "--batch-size", "2"]
+    one, two = tmp_path / "one.tsv", tmp_path / "two.tsv"
+    looks = [str(tmp_path / "one"), str(tmp_path / "two")]
+    assert caption.main([*flags, "-o", str(one), "--attention", looks[0]]) == 1
+    arguments = ["src.caption", *flags, "-o", str(two), "--attention", looks[1]]
+    if how == "--devices":
+        done = call("-m", *arguments, "--devices", "2", expect=1)
+        said = done.stderr
+    elif how == "torchrun":
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m"]
+        said = call("-m", *torchrun, *arguments, expect=1).stderr
+    else:
+        said = "".join(by_srun(arguments, expect=[1, 0]))
+    assert two.read_text() == one.read_text() and len(one.read_text().splitlines()) > 7
+    assert "1 of 8 pictures could not be read" in said and said.count("broken.png") == 1
+    assert not list(tmp_path.glob("*.part*"))
+    drawn = [{path.name: path.read_bytes() for path in Path(folder).iterdir()} for folder in looks]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 7
+
+
+def by_srun(arguments: list[str], expect: list[int]) -> list[str]:
+    """Two processes with what srun tells its tasks; returns what each said on stderr."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    running = []
+    for rank in range(2):
+        told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-m", *arguments], cwd=ROOT, env=os.environ | told, stderr=subprocess.PIPE, text=True
+            )
+        )
+    said = [process.communicate(timeout=200)[1] for process in running]
+    assert [process.returncode for process in running] == expect, said
+    return said
+
+
+def test_several_processes_need_a_file(bundle, shapes, capsys):
+    assert caption.main(["--model", str(bundle), str(shapes / "images"), "--devices", "2"]) == 2
+    assert capsys.readouterr().err == "error: --devices: several processes write a file together; give -o FILE\n"
+    assert caption.main(["--model", str(bundle), str(shapes / "images"), "--devices", "0"]) == 2
+    assert "--devices 0: 1 or more" in capsys.readouterr().err
+
+
+def test_a_stopped_call_is_taken_up(bundle, shapes, tmp_path, monkeypatch, capsys):
+    flags = ["--model", str(bundle), str(shapes / "images"), "--device", "cpu", "--batch-size", "5"]
+    assert caption.main([*flags, "-o", str(tmp_path / "whole.tsv")]) == 0
+    output = tmp_path / "captions.tsv"
+    opened: list[Path] = []
+    stops = [12]  # before the thirteenth picture
+    original = caption.open_picture
+
+    def stop(path, *rest):
+        if len(opened) in stops:
+            raise KeyboardInterrupt
+        opened.append(path)
+        return original(path, *rest)
+
+    monkeypatch.setattr(caption, "open_picture", stop)
+    with pytest.raises(KeyboardInterrupt):
+        caption.main([*flags, "-o", str(output)])
+    (part,) = tmp_path.glob("captions.tsv.*.part")
+    with part.open("a") as file:
+        file.write('[17, ["half a li')  # as a killed process may leave it
+    assert not output.exists()
+    stops.clear()
+    assert caption.main([*flags, "-o", str(output), "--search", "greedy"]) == 0, "another search begins anew"
+    assert len(opened) == 12 + 24
+    with part.open("w") as file:
+        file.writelines(f'[{number}, ["{number}\\tas it was"]]\n' for number in range(10))
+    opened.clear()
+    assert caption.main([*flags, "-o", str(output)]) == 0
+    assert "10 of 24 are captioned already" in capsys.readouterr().err and len(opened) == 14
+    found = output.read_text().splitlines()
+    assert found[:10] == [f"{number}\tas it was" for number in range(10)]
+    assert found[10:] == (tmp_path / "whole.tsv").read_text().splitlines()[10:]
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_parts_of_fewer_processes_are_taken_up_by_more(tmp_path):
+    output = tmp_path / "out.tsv"
+    first = Parts(output, "k", 9, Place())
+    for item in (0, 1, 4):
+        first.add(item, [f"{item}"])
+    first.flush()
+    shares = [Parts(output, "k", 9, Place(rank, 3, rank)).share for rank in range(3)]
+    assert shares == [[2, 6], [3, 7], [5, 8]]
+    assert Parts(output, "other", 9, Place()).done == 0
+
+
+def test_a_process_that_dies_is_an_error_and_not_a_missing_part(bundle, shapes, tmp_path):
+    output = tmp_path / "captions.tsv"
+    command = ["src.caption", "--model", str(bundle), str(shapes / "images"), "--device", "cpu", "-o", str(output)]
+    dies = tmp_path / "dies.py"
+    dies.write_text(
+        "import os, signal, sys\n"
+        "from src import caption\n"
+        "from src.distributed import place\n"
+        "original = caption.open_picture\n"
+        "def dying(path, *rest):\n"
+        "    if place().rank == 1 and path.name == '09.png':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return original(path, *rest)\n"
+        "caption.open_picture = dying\n"
+        "sys.exit(caption.main(sys.argv[1:]))\n"
+    )
+    start = time.monotonic()
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(dies)]
+    done = call("-m", *torchrun, *command[1:], "--batch-size", "1", expect=1)
+    assert "SIGKILL" in done.stderr or f"{-signal.SIGKILL.value}" in done.stderr
+    assert not output.exists() and time.monotonic() - start < 100
+    kept = list(tmp_path.glob("captions.tsv.*.part"))
+    assert kept, "what was captioned is kept"
+    assert caption.main(command[1:] + ["--batch-size", "1"]) == 0
+    assert len(output.read_text().splitlines()) == 24
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def test_scores_of_several_processes_are_those_of_one(bundle, shapes, tmp_path):
+    """All that an evaluation writes: captions, scores of the set and of each picture, attention, calibration; for an
+    odd number of pictures, and for fewer than processes."""
+    from src import evaluate
+    from tests.test_configs import composed
+
+    folder = tmp_path / "eval"
+    data = ["data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=train.tsv", "data.nouns=nouns.json"]
+    data += [f"data.cache_dir={tmp_path / 'cache'}", "data.workers=0", "data.eval_batch_size=3", "data.min_count=1"]
+    plain = [f"model={bundle}", *data, "device=cpu", "precision=32-true", "split=val", "metrics=[Bleu_4,METEOR,CIDEr]"]
+    for name, more in {"odd": ["limit=15", "diversity=2"], "few": ["limit=1"]}.items():
+        evaluate.run(composed([*plain, *more, f"output={folder / name / 'one'}"], "evaluate"))
+        done = call("-m", "src.evaluate", *plain, *more, f"output={folder / name / 'two'}", "devices=2")
+        assert done.stdout.count("report with pictures") == 1
+        one, two = (read_results(folder / name / which) for which in ("one", "two"))
+        assert one.captions == two.captions and len(one.captions) == (15 if name == "odd" else 1)
+        assert two.scores.keys() == one.scores.keys()
+        for score, value in one.scores.items():
+            assert two.scores[score] == (pytest.approx(value, rel=1e-5, abs=1e-7) if value else value), score
+        for column, values in one.columns.items():
+            assert two.columns[column] == pytest.approx(values, rel=1e-5), column
+        assert one.looks.keys() == two.looks.keys() and one.looks
+        for image, look in one.looks.items():
+            assert look.words == two.looks[image].words
+            assert look.weights == pytest.approx(two.looks[image].weights, abs=2e-3)
+        same = ("references", "model_weights", "generation", "split", "limit", "diversity", "not_computed")
+        assert {key: one.meta[key] for key in same} == {key: two.meta[key] for key in same}
+        assert {p.name for p in (folder / name / "one").iterdir()} == {
+            p.name for p in (folder / name / "two").iterdir()
+        }
+    calibrations = [json.loads((folder / "odd" / which / "calibration.json").read_text()) for which in ("one", "two")]
+    assert calibrations[0] == pytest.approx(calibrations[1], rel=1e-3)
