@@ -1,15 +1,19 @@
 """How several processes train together: Lightning's strategies, as conf/trainer/ chooses them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
+import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.plugins import TorchSyncBatchNorm
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.plugins import LayerSync
+from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from src.model import TRAINING, instantiate
 
@@ -31,6 +35,64 @@ class DataParallel(DDPStrategy):
         super().__init__(process_group_backend=_known(backend), timeout=_patience(timeout))
 
 
+class FullySharded(ModelParallelStrategy):
+    """Every process keeps a share of the weights, of their gradients and of the optimizer's state (ZeRO, stage 3:
+    Rajbhandari et al., 2020, https://arxiv.org/abs/1910.02054; PyTorch's `fully_shard`). Modules of the backbone are
+    put together one by one, where they are used; the rest, which is small beside a large backbone, for a whole step.
+    Checkpoints are whole, as those of other trainers are.
+
+    Args:
+        backend, timeout: as of `DataParallel`.
+
+    Raises:
+        ValueError: as of `DataParallel`.
+    """
+
+    def __init__(self, backend: str | None = None, timeout: float = 30) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=_known(backend),
+            timeout=_patience(timeout),
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, module: lightning.LightningModule, units: Iterable[nn.Module]) -> None:
+        """Share out the weights of a LightningModule; of its `units`, which are called one by one, each by itself."""
+        if self._layer_sync:
+            self._layer_sync.apply(module)
+        mesh = self.device_mesh["data_parallel"]
+        for unit in units:
+            if any(True for _ in unit.parameters()):
+                fully_shard(unit, mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        for step in ("training_step", "validation_step"):  # which Lightning calls in place of `forward`
+            register_fsdp_forward_method(module, step)
+
+    def put_together(self, module: lightning.LightningModule) -> None:
+        """From now on every process has all the weights, and what it computes waits for no other: validation, where
+        some have fewer pictures."""
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.set_reshard_after_forward(False, recurse=False)
+                each.unshard()
+
+    def take_apart(self, module: lightning.LightningModule) -> None:
+        """The end of `put_together`."""
+        for each in module.modules():
+            if isinstance(each, FSDPModule):
+                each.set_reshard_after_forward(each is not module, recurse=False)
+                each.reshard()
+
+
+def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the whole of each tensor that was shared out; to be called in all processes at once."""
+    return {name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in state.items()}
+
+
 def _known(backend: str | None) -> str | None:
     if backend not in (None, "nccl", "gloo"):
         raise ValueError(f"trainer.strategy.backend={backend}: choose nccl, gloo, or null")
@@ -43,41 +105,66 @@ def _patience(minutes: float) -> timedelta:
     return timedelta(minutes=minutes)
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """PyTorch's, which computes on GPUs alone, on CPUs too: the mean and the variance are those of all processes'
-    pictures, so that two processes with half the batch each train as one does."""
+class _SumOverProcesses(torch.autograd.Function):
+    """What each process gets is the sum, so what each gives has a gradient from all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return _SumOverProcesses.forward(ctx, grad)
+
+
+class CPUSyncBatchNorm(_BatchNorm):
+    """Batch norm by the pictures of all processes, as `nn.SyncBatchNorm`, which computes on GPUs alone."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not self.training or not distributed.is_initialized():
-            return super().forward(input)
-        across = [0, *range(2, input.dim())]
-        shape = (1, -1, *[1] * (input.dim() - 2))
+        several = self.training and distributed.is_initialized()
+        result = self._across(input) if several else super().forward(input)
+        for part in ("drop", "act"):  # of timm's, which end so
+            result = getattr(self, part)(result) if hasattr(self, part) else result
+        return result
+
+    def _across(self, input: Tensor) -> Tensor:
+        across, shape = [0, *range(2, input.dim())], (1, -1, *[1] * (input.dim() - 2))
         x = input.float()
-        count = all_reduce(x.new_tensor(x.numel() / x.size(1)))
-        mean = all_reduce(x.sum(across)) / count
+        count = _SumOverProcesses.apply(x.new_tensor(x.numel() / x.size(1)))
+        mean = _SumOverProcesses.apply(x.sum(across)) / count
         apart = x - mean.view(shape)
-        variance = all_reduce(apart.square().sum(across)) / count
-        if self.track_running_stats:
-            assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-            assert self.num_batches_tracked is not None
+        variance = _SumOverProcesses.apply(apart.square().sum(across)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, share)
+                self.running_var.lerp_(variance * count / (count - 1), share)
         result = apart * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             result = result * self.weight.view(shape) + self.bias.view(shape)
         return result.to(input.dtype)
 
 
-class SyncedBatchNorm(TorchSyncBatchNorm):
-    """While several processes train, their batch norms are `SyncBatchNorm`; the names of the weights stay."""
+class SyncedBatchNorm(LayerSync):
+    """While several processes train, their batch norms go by the pictures of all. The weights and their names stay, and
+    so does what is computed in eval mode."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        model = super().apply(model)
+        assert isinstance(model, lightning.LightningModule)
+        if model.trainer.strategy.root_device.type != "cpu":
+            return convert_sync_batchnorm(model)  # timm's: PyTorch's own loses the activations of timm's batch norms
         for module in model.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                module.__class__ = SyncBatchNorm
+            if isinstance(module, _BatchNorm):
+                module.__class__ = CPUSyncBatchNorm
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
         return model
 
 

@@ -44,9 +44,9 @@ from src.files import write_atomically
 from src.initial import freeze, initialise, started
 from src.model import TRAINING, build, instantiate
 from src.runs import last_checkpoint, recorded, run_folder
-from src.strategies import processes_to_start, trainer_arguments
+from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
-from src.training import CaptioningModule
+from src.training import CaptioningModule, ShardedCaptioningModule
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,21 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     kept = bundle_config(config, provenance)
     objective = instantiate(config["objective"])
     objective.begin(model, data)
-    module = CaptioningModule(
+    callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
+    wanted = config["trainer"]
+    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(wanted["accelerator"], device())
+    arithmetic = precision(wanted["precision"], kind)
+    trainer = lightning.Trainer(
+        **trainer_arguments(wanted, arithmetic),
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=run,
+        use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
+        num_sanity_val_steps=0,
+        inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
+    )
+    module = (ShardedCaptioningModule if isinstance(trainer.strategy, FullySharded) else CaptioningModule)(
         model,
         vocabulary,
         data.tokenizer,
@@ -176,9 +190,6 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         config["seed"],
         control,
     )
-    wanted = config["trainer"]
-    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(wanted["accelerator"], device())
-    arithmetic = precision(wanted["precision"], kind)
     cached, views = ["train", "val"], config["data"]["cache_views"]
     if views > 1:
         log.info("data.cache_views=%d: of so many views of a training picture, each draw reads one of the cache", views)
@@ -186,23 +197,19 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
     cache_features(config, data, model.encoder, cached, kind, arithmetic, views)
-    callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
-    loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
-    trainer = lightning.Trainer(
-        **trainer_arguments(wanted, arithmetic),
-        callbacks=callbacks,
-        logger=loggers or False,
-        default_root_dir=run,
-        use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
-        num_sanity_val_steps=0,
-        inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
-    )
     begin(trainer.loggers, config, provenance["version"])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     best: Any = trainer.checkpoint_callback
     best_path = getattr(best, "best_model_path", "")
-    bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
+    if best_path and not trial:
+        bundle = load_bundle(Path(best_path))
+    elif isinstance(trainer.strategy, FullySharded):
+        together = build(without_weights(config), vocabulary)
+        together.load_state_dict(whole(model.state_dict()))
+        bundle = Bundle(together.eval(), vocabulary, kept)
+    else:
+        bundle = Bundle(model.eval(), vocabulary, kept)
     score, monitor, mode = (getattr(best, name, None) for name in ("best_model_score", "monitor", "mode"))
     if score is None:  # nothing selected an epoch: the last is kept, and its score tells runs apart
         monitor, mode = "val/CIDEr", "max"

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from src.data.module import Batch
 from src.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from src.metrics.degenerate import degenerate
 from src.metrics.gather import GatheredCaptions
 from src.model import TRAINING, CaptioningModel, instantiate
 from src.objectives.base import Objective
+from src.strategies import FullySharded
 
 log = logging.getLogger(__name__)
 
@@ -194,3 +196,27 @@ class CaptioningModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["vocabulary"] = self.vocabulary.to_dict()
+
+
+class ShardedCaptioningModule(CaptioningModule):
+    """The same, whose weights are shared out among the processes (`trainer=fsdp`)."""
+
+    def configure_model(self) -> None:
+        if any(isinstance(parameter, DTensor) for parameter in self.parameters()):
+            return
+        backbone = self.model.encoder.backbone
+        self.sharing.shard(self, [module for stage in backbone.stages for module in stage.modules])
+        self.fine_tuned = [p for p in backbone.parameters() if p.requires_grad]
+
+    @property
+    def sharing(self) -> FullySharded:
+        """The strategy that shares them out."""
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, FullySharded)
+        return strategy
+
+    def on_validation_start(self) -> None:
+        self.sharing.put_together(self)
+
+    def on_validation_end(self) -> None:
+        self.sharing.take_apart(self)

@@ -19,6 +19,7 @@ from src.distributed import Place, device_of, place
 from src.model import build
 from src.parts import Parts
 from src.results import read_results
+from tests import several
 from tests.conftest import tiny_config
 
 
@@ -232,3 +233,38 @@ def test_scores_of_several_processes_are_those_of_one(bundle, shapes, tmp_path):
         }
     calibrations = [json.loads((folder / "odd" / which / "calibration.json").read_text()) for which in ("one", "two")]
     assert calibrations[0] == pytest.approx(calibrations[1], rel=1e-3)
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def two(shapes, tmp_path_factory):
+    """What two processes end with in each case, from one call for all."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.several"]
+    call("-m", *torchrun, str(shapes), str(folder), *several.CASES)
+    return folder
+
+
+@pytest.mark.parametrize("name", several.CASES)
+def test_two_processes_end_as_one(two, shapes, tmp_path, name):
+    """With half the batch each: the weights, those that are kept, and the validation scores. Where words, looks or
+    latents are drawn, each process draws its own; then both processes end alike, having learned."""
+    case = several.CASES[name]
+    first, second = (torch.load(two / name / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for key, value in first["weights"].items():
+        if "running" not in key or case.config == several.LEARNING:
+            assert torch.equal(value, second["weights"][key]), f"{key} differs between the processes"
+    assert first["learned"] and first["scores"] == second["scores"]
+    assert first["said"] == case.val and second["said"] == 0, "each picture is scored once, by one process"
+    assert all(torch.equal(value, first["kept"][key]) for key, value in first["weights"].items())
+    if not case.equal:
+        return
+    one = several.trained(case, shapes, tmp_path, 1)
+    assert one["weights"].keys() == first["weights"].keys()
+    for key, value in one["weights"].items():
+        torch.testing.assert_close(
+            value, first["weights"][key], atol=1e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    assert first["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-6)
