@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -44,7 +44,7 @@ from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 from src.results import PerImage, check_per_image
 from src.runs import last_checkpoint, run_folder
-from src.strategies import trainer_arguments
+from src.strategies import FullySharded, trainer_arguments
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
 """What takes the fields of parts that name no class."""
@@ -624,6 +624,8 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
             if message.startswith("trainer.accelerator="):
                 message += f" (choose {', '.join(dict.fromkeys(['auto', 'cpu', device().replace('cuda', 'gpu')]))})"
             raise ConfigError(message) from error
+    if isinstance(trainer.strategy, FullySharded):
+        _check_sharded(config)
     if config.get("scheduler") and trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
 
@@ -635,6 +637,16 @@ def _check_processes(trainer: Mapping[str, Any]) -> None:
             f"trainer.num_nodes={trainer['num_nodes']}: start this command on every node, by srun or by torchrun "
             "(docs/distributed.md); on this machine alone, set trainer.num_nodes=1"
         )
+
+
+def _check_sharded(config: Mapping[str, Any]) -> None:
+    """No process has all the weights while it trains."""
+    for name, part in (config.get("callbacks") or {}).items():
+        if part and issubclass(locate(part["_target_"], TRAINING), WeightAveraging):
+            raise ConfigError(
+                f"callbacks.{name} with trainer=fsdp: an average needs all the weights in one place: choose "
+                "callbacks=default, or trainer=ddp"
+            )
 
 
 @contextmanager

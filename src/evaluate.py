@@ -117,7 +117,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
             data,
             member.model.encoder,
             [split],
-            captioner.device.type,
+            str(captioner.device),
             precision(config["precision"], captioner.device.type),
         )
     evaluate(

@@ -80,7 +80,7 @@ def cache_features(
     data: CaptionData,
     encoder: Encoder,
     names: list[str],
-    kind: str,
+    device_name: str,
     arithmetic: str,
     views: int = 1,
 ) -> None:
@@ -92,7 +92,7 @@ def cache_features(
             config["encoder"]["backbone"],
             names,
             views,
-            device=kind,
+            device=device_name,
             precision=autocast_dtype(arithmetic),
             workers=threads_to_cache(config["data"]["cache_workers"]),
         )
@@ -176,6 +176,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         num_sanity_val_steps=0,
         inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
     )
+    own = str(trainer.strategy.root_device)  # this process's device
     module = (ShardedCaptioningModule if isinstance(trainer.strategy, FullySharded) else CaptioningModule)(
         model,
         vocabulary,
@@ -196,7 +197,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     elif data.preprocess.augment:
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
-    cache_features(config, data, model.encoder, cached, kind, arithmetic, views)
+    cache_features(config, data, model.encoder, cached, own, arithmetic, views)
     begin(trainer.loggers, config, provenance["version"])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
@@ -226,7 +227,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         data.tokenizer,
         data.preprocess,
         module.generation,
-        device_name=str(trainer.strategy.root_device),
+        device_name=own,
         precision_name=arithmetic,
         control=control,
     )
@@ -237,7 +238,7 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     splits = [name for name in config["evaluate_splits"] or [] if name in data.tables]
     for split in splits if control else ():
         data.restrict(split, control)
-    cache_features(config, data, bundle.model.encoder, splits, kind, arithmetic)
+    cache_features(config, data, bundle.model.encoder, splits, own, arithmetic)
     for split in splits:  # every process captions its share
         output = run / "eval" / split
         scores = evaluate(

@@ -1,5 +1,6 @@
 """Several processes: real ones, that exchange by gloo, give what one gives."""
 
+import csv
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from src import caption
 from src.bundle import Bundle, bundle_config, save_bundle
@@ -268,3 +270,97 @@ def test_two_processes_end_as_one(two, shapes, tmp_path, name):
             value, first["weights"][key], atol=1e-5, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
         )
     assert first["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-6)
+
+
+# ---------------------------------------------------------------- the whole command
+
+
+def settings(shapes: Path, folder: Path, batch: int) -> list[str]:
+    """A small training whose end does not depend on how a batch is cut, but for rounding."""
+    return [
+        *("data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv", "data.test=test.tsv"),
+        *("data.min_count=1", "data.workers=0", "data.cache_workers=0", f"data.cache_dir={folder / 'cache'}"),
+        *(f"data.batch_size={batch}", "transform.size=32", "encoder=cnn", "encoder.backbone.channels=[8,16]"),
+        *("encoder.width=32", "embedding.size=16", "attention.width=16", "decoder.hidden=32", "decoder.dropout=0.0"),
+        *("optimizer.lr=0.01", "trainer.max_epochs=2", "trainer.precision=32-true", "trainer.log_every_n_steps=1"),
+        *("evaluate_splits=[val,test]", "validation_metrics=[Bleu_4,CIDEr]", "generation=greedy"),
+        *(f"run_dir={folder}/${{name}}", "hydra.run.dir=${run_dir}"),
+    ]
+
+
+def curve(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["val/CIDEr"]) for row in csv.DictReader(file) if row["val/CIDEr"]]
+
+
+@pytest.fixture(scope="module")
+def alone(shapes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    call("-m", "src.train", *settings(shapes, folder, 4), "trainer.accelerator=cpu")
+    (run,) = (path.parent for path in folder.glob("*/status.json"))
+    return run
+
+
+@pytest.mark.parametrize(
+    "trainer", [["trainer=ddp_cpu"], ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]], ids=" ".join
+)
+def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tmp_path, trainer):
+    """Batch norm that learns, early stopping, pictures in the logs, the bundle, two evaluated splits; then it is
+    resumed. One run folder, one log, one table of scores."""
+    ours = [*settings(shapes, tmp_path, 2), *trainer]
+    done = call("-m", "src.train", *ours)
+    (run,) = (path.parent for path in tmp_path.glob("*/status.json"))
+    choice = trainer[0].partition("=")[2]
+    assert run.name == alone.name + f",trainer={choice}" and not list(tmp_path.rglob("*.part*"))
+    assert done.stdout.count("report with pictures") == 2
+    assert (run / "train.log").read_text().count(" words") == (alone / "train.log").read_text().count(" words") > 0
+    first, second = (load_file(folder / "bundle" / "model.safetensors") for folder in (alone, run))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], atol=2e-4, rtol=2e-3, msg=lambda m, name=name: f"{name}: {m}")
+    assert curve(run) == pytest.approx(curve(alone), rel=1e-3, abs=1e-5) and len(curve(run)) == 2
+    for split in ("val", "test"):
+        mine, its = (read_results(folder, split) for folder in (run, alone))
+        assert mine.captions == its.captions and mine.scores["CIDEr"] == pytest.approx(its.scores["CIDEr"], rel=1e-3)
+        assert mine.scores["perplexity"] == pytest.approx(its.scores["perplexity"], rel=1e-3)
+    (events, *_) = sorted((run / "tensorboard").glob("events.*"))
+    assert b"val/pictures/3" in events.read_bytes()
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+    call(
+        "-m",
+        "src.train",
+        *ours,
+        "trainer.max_epochs=3",
+        f"run_dir={run}",
+        "ckpt=last",
+        "~scheduler",
+        "evaluate_splits=[]",
+    )
+    assert len(curve(run)) == 3 and curve(run)[:2] == pytest.approx(curve(alone), rel=1e-3, abs=1e-5)
+
+
+def test_a_process_that_is_killed_ends_the_others_and_the_run_can_go_on(shapes, tmp_path):
+    ours = [*settings(shapes, tmp_path, 2), "trainer=ddp_cpu", f"run_dir={tmp_path / 'run'}", "evaluate_splits=[]"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "src.train", *ours, "trainer.max_epochs=2000"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as parent:
+        until = time.monotonic() + 150
+        while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+            assert parent.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+        children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        ranks = {Path(f"/proc/{c}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(c) for c in children}
+        os.kill(ranks[b"1"], signal.SIGKILL)
+        _, said = parent.communicate(timeout=100)
+    assert parent.returncode == 1 and "error: process 1 was ended by signal 9" in said
+    assert not any(Path(f"/proc/{child}").exists() for child in children), "none is left behind"
+    epochs = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 2
+    call("-m", "src.train", *ours, f"trainer.max_epochs={epochs}", "ckpt=last")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+
+
+def test_an_error_in_all_processes_is_one_sentence(shapes, tmp_path):
+    (tmp_path / "bad.tsv").write_text("image,caption\n")
+    ours = [*settings(shapes, tmp_path, 2), "trainer=ddp_cpu", f"data.root={tmp_path}", "data.val=bad.tsv"]
+    done = call("-m", "src.train", *ours, "data.train=bad.tsv", "data.test=bad.tsv", expect=1)
+    assert "bad.tsv:1" in done.stderr and "Traceback" not in done.stderr
