@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import types
 import typing
 import warnings
@@ -385,6 +386,10 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     if config["ckpt"] not in (None, "last") and here and not Path(config["ckpt"]).exists():
         raise ConfigError(f"ckpt={config['ckpt']}: no such file; give `last` or a checkpoint's path")
     if here:
+        if config["compile"] and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+            raise ConfigError(
+                "compile=true needs a C++ compiler, and there is no g++: install one, or set compile=false"
+            )
         _check_trainer(config)
 
 
@@ -641,6 +646,10 @@ def _check_processes(trainer: Mapping[str, Any]) -> None:
 
 def _check_sharded(config: Mapping[str, Any]) -> None:
     """No process has all the weights while it trains."""
+    if config["compile"]:
+        raise ConfigError(
+            "compile=true with trainer=fsdp: not tried together: set compile=false, or choose trainer=ddp"
+        )
     for name, part in (config.get("callbacks") or {}).items():
         if part and issubclass(locate(part["_target_"], TRAINING), WeightAveraging):
             raise ConfigError(

@@ -134,7 +134,7 @@ class CPUSyncBatchNorm(_BatchNorm):
 
     def _across(self, input: Tensor) -> Tensor:
         across, shape = [0, *range(2, input.dim())], (1, -1, *[1] * (input.dim() - 2))
-        x = input.float()
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         count = _SumOverProcesses.apply(x.new_tensor(x.numel() / x.size(1)))
         mean = _SumOverProcesses.apply(x.sum(across)) / count
         apart = x - mean.view(shape)

@@ -191,6 +191,8 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         config["seed"],
         control,
     )
+    if config["compile"]:
+        model.compile_parts()
     cached, views = ["train", "val"], config["data"]["cache_views"]
     if views > 1:
         log.info("data.cache_views=%d: of so many views of a training picture, each draw reads one of the cache", views)
