@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -11,9 +12,11 @@ from pytorch_lightning.strategies import DDPStrategy, ModelParallelStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
 
 from src.model import TRAINING, instantiate
 
@@ -72,6 +75,36 @@ class FullySharded(ModelParallelStrategy):
         for step in ("training_step", "validation_step"):  # which Lightning calls in place of `forward`
             register_fsdp_forward_method(module, step)
 
+    # Lightning numbers an optimizer's parameters as the model orders them, where all other trainers' checkpoints have
+    # the order of the optimizer's groups: so that any trainer can go on from any checkpoint, it is theirs here too.
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole of it, in the first process; nothing in the others."""
+        state = optimizer.state_dict()
+
+        def kept(value: Any) -> Any:
+            if isinstance(value, DTensor):
+                value = value.full_tensor()  # which asks all processes
+            return value.cpu() if self.global_rank == 0 and isinstance(value, Tensor) else value
+
+        found = {number: {name: kept(each[name]) for name in each} for number, each in state["state"].items()}
+        return {**state, "state": found} if self.global_rank == 0 else {}
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = self.broadcast(checkpoint_path)
+        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        assert self.model is not None
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=StateDictOptions(full_state_dict=True))
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            saved = [number for group in state["param_groups"] for number in group["params"]]
+            shared: dict[int, dict[str, Any]] = {}
+            for number, parameter in zip(saved, own, strict=True):
+                if number in state["state"]:
+                    shared[number] = {k: _share(v, parameter) for k, v in state["state"][number].items()}
+            optimizer.load_state_dict({**state, "state": shared})
+        return checkpoint
+
     def put_together(self, module: lightning.LightningModule) -> None:
         """From now on every process has all the weights, and what it computes waits for no other: validation, where
         some have fewer pictures."""
@@ -86,6 +119,13 @@ class FullySharded(ModelParallelStrategy):
             if isinstance(each, FSDPModule):
                 each.set_reshard_after_forward(each is not module, recurse=False)
                 each.reshard()
+
+
+def _share(value: Any, parameter: Tensor) -> Any:
+    """This process's share of an optimizer's tensor of a parameter; anything else as it is."""
+    if not (isinstance(value, Tensor) and isinstance(parameter, DTensor) and value.shape == parameter.shape):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

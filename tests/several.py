@@ -46,12 +46,13 @@ class Case(NamedTuple):
 
 
 LEARNING = {"encoder__frozen": False, "encoder__batch_norm": "learn"}
-KEPT = {"encoder__frozen": 1, "encoder__batch_norm": "keep"}
+WAKING = {"encoder__frozen": 1, "encoder__batch_norm": "keep", "encoder__unfreeze_epoch": 1}
 CASES = {
     "lstm_attn": Case(),
     "transformer": Case(decoder="transformer", attention="dot"),
     "lstm_whole_encoder": Case(decoder="lstm", config=LEARNING),
     "attention_penalty": Case(CrossEntropy(0.1, attention_penalty=1.0)),
+    "waking": Case(config=WAKING),
     "accumulated": Case(accumulate=2, batch=2),
     "averaged": Case(averaged=True, config=LEARNING),
     "uneven": Case(val=3),
@@ -69,6 +70,7 @@ CASES = {
     "sharded": Case(sharded=True, config=LEARNING),
     "sharded_transformer": Case(decoder="transformer", attention="dot", sharded=True, accumulate=2, batch=2),
     "sharded_self_critical": Case(SelfCritical(samples=3, max_length=6, from_random=True), sharded=True, val=1),
+    "sharded_waking": Case(config=WAKING, sharded=True),
     "sharded_bf16": Case(precision="bf16-mixed", sharded=True, equal=False),
 }
 

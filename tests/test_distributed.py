@@ -350,8 +350,16 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
     (events, *_) = sorted((run / "tensorboard").glob("events.*"))
     assert b"val/pictures/3" in events.read_bytes()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
-    more = ["trainer.max_epochs=3", f"run_dir='{run}'", "ckpt=last", "~scheduler", "evaluate_splits=[]"]
-    call("-m", "src.train", *ours, *more)
+    more = [f"run_dir='{run}'", "ckpt=last", "~scheduler", "evaluate_splits=[]"]
+    call("-m", "src.train", *ours, *more, "trainer.max_epochs=3")
+    if trainer[0] == "trainer=fsdp":  # any trainer goes on from any checkpoint
+        plain = [*settings(shapes, tmp_path, 4), "trainer.accelerator=cpu", *more]
+        call("-m", "src.train", *plain, "trainer.max_epochs=4")
+        call("-m", "src.train", *ours, *more, "trainer.max_epochs=5")
+        goes_on = [*settings(shapes, tmp_path, 4), "trainer.accelerator=cpu", *more, f"run_dir='{alone}'"]
+        call("-m", "src.train", *goes_on, "trainer.max_epochs=5")
+        assert curve(run) == pytest.approx(curve(alone), rel=1e-3) and len(curve(run)) == 5
+        return
     assert len(curve(run)) == 3 and curve(run)[:2] == pytest.approx(curve(alone), rel=1e-3, abs=1e-5)
 
 
