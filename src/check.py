@@ -630,7 +630,7 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
                 message += f" (choose {', '.join(dict.fromkeys(['auto', 'cpu', device().replace('cuda', 'gpu')]))})"
             raise ConfigError(message) from error
     if isinstance(trainer.strategy, FullySharded):
-        _check_sharded(config)
+        _check_sharded(config, trainer.world_size)
     if config.get("scheduler") and trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
 
@@ -644,8 +644,13 @@ def _check_processes(trainer: Mapping[str, Any]) -> None:
         )
 
 
-def _check_sharded(config: Mapping[str, Any]) -> None:
+def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
     """No process has all the weights while it trains."""
+    if processes == 1:
+        raise ConfigError(
+            "trainer=fsdp: there is one device here, and none to share the weights with: choose trainer=default, or "
+            "trainer=ddp_cpu for two processes without a GPU"
+        )
     if config["compile"]:
         raise ConfigError(
             "compile=true with trainer=fsdp: not tried together: set compile=false, or choose trainer=ddp"

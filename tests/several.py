@@ -90,11 +90,8 @@ def trained(case: Case, shapes: Path, folder: Path, world: int) -> dict[str, Any
     tables = {}
     for name, count in (("train", case.train), ("val", case.val)):
         rows = (shapes / f"{name}.tsv").read_text().splitlines()[: 2 * count]
-        tables[name] = str(folder / f"{name}-{count}.tsv")
-        if not place().rank:
-            Path(tables[name]).write_text("\n".join(rows) + "\n")
-    if world > 1 and torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        tables[name] = str(folder / f"{name}-{count}-{place().rank}.tsv")
+        Path(tables[name]).write_text("\n".join(rows) + "\n")
     torch.manual_seed(3)
     data = CaptionData(
         shapes,
