@@ -2,7 +2,8 @@
 
 import argparse
 import glob
-import os
+import hashlib
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,14 @@ from tqdm import tqdm
 
 from src.bundle import looks_saved
 from src.captioner import Caption, Captioner
-from src.config import keep_freed_memory
+from src.config import device, keep_freed_memory
+from src.data.features import state_digest
 from src.data.images import ImageError, load_image
 from src.data.quality import quality
 from src.data.regions import ReadRegions, RegionsError
+from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
+from src.parts import Parts
 from src.search_flags import add_search_flags, chosen_search
 
 
@@ -75,7 +79,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
     )
-    result.add_argument("-o", "--output", type=Path, help="write a TSV `img_path<TAB>caption` here instead of printing")
+    result.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="write a TSV `img_path<TAB>caption` here instead of printing; "
+        "the same call again takes up what a stopped one has captioned",
+    )
     result.add_argument(
         "--length", metavar="WORDS", help="short, medium, long or a number of words, of a captioner of control=length"
     )
@@ -99,6 +109,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    result.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="N processes share the pictures, on as many GPUs or the CPU"
+    )
     result.add_argument(
         "--attention", type=Path, metavar="FOLDER", help="also draw, a picture a file, where each word looked"
     )
@@ -184,6 +197,15 @@ def sure_enough(picture: Picture, caption: Caption, options: argparse.Namespace)
     return kept
 
 
+def wrong_call(options: argparse.Namespace, here: Place) -> str | None:
+    """What is wrong with flags that need no captioner, in a sentence."""
+    if options.devices < 1:
+        return f"--devices {options.devices}: 1 or more"
+    if max(options.devices, here.world) > 1 and not options.output:
+        return "--devices: several processes write a file together; give -o FILE"
+    return None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
     command = parser()
@@ -192,72 +214,119 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not named:
         command.error("which pictures? Name files, folders or patterns behind the captioners")
     keep_freed_memory()
-    try:
-        pictures = find_pictures(named, names=options.regions is not None)
-        captioner = EnsembleCaptioner.load_all(models, device_name=options.device, regions=options.regions)
-        captioner.check_source()
-        if search := chosen_search(options, captioner.config["generation"]):
-            captioner.search_by(search)
-        check_flags(options, captioner)
-        captioner.ask(options.length, options.tags, options.language)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.attention:
-        from src.figures import attention_figure, nothing
+    with together() as here:
+        try:
+            if wrong := wrong_call(options, here):
+                raise ValueError(wrong)
+            pictures = find_pictures(named, names=options.regions is not None)
+            if options.devices > 1 and here.world == 1:
+                launch(options.devices, "src.caption", arguments)
+            device_name = device_of(options.device or device(), here)
+            captioner = EnsembleCaptioner.load_all(models, device_name=device_name, regions=options.regions)
+            captioner.check_source()
+            if search := chosen_search(options, captioner.config["generation"]):
+                captioner.search_by(search)
+            check_flags(options, captioner)
+            captioner.ask(options.length, options.tags, options.language)
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        return caption_all(pictures, captioner, options, here)
 
-        options.attention.mkdir(parents=True, exist_ok=True)
-        if not captioner.model.decoder.attends:
-            print("--attention: this captioner does not attend, so there is nothing to draw", file=sys.stderr)
-    failed = 0
-    drawn: dict[str, int] = {}  # pictures of one name in several folders
-    partial = options.output.with_name(options.output.name + ".partial") if options.output else None
-    if partial:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-    out = partial.open("w", encoding="utf-8") if partial else sys.stdout
-    bar = tqdm(total=len(pictures), unit="img", disable=None if options.output else True)
-    for start in range(0, len(pictures), options.batch_size):
-        batch: list[Picture] = []
-        for path in pictures[start : start + options.batch_size]:
-            try:
-                batch.append(open_picture(path, captioner, options))
-            except (ImageError, RegionsError) as error:
-                print(f"error: {error}", file=sys.stderr)
-                failed += 1
-        found = captioner(
-            [each.opened for each in batch if each.opened is not None],
-            options.batch_size,
-            attention=options.attention is not None,
-            alternatives=(options.n_best or 1) - 1,
-        )
-        for picture in batch:
-            captions = [] if picture.opened is None else sure_enough(picture, next(found), options)
-            for line in lines(picture, captions, options):
-                print(line, file=out, flush=True)
-            best = captions[0] if captions else None
-            if options.attention and best is not None and best.attention is not None:
-                path, image = picture.path, picture.opened
-                if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
-                    try:
-                        image = captioner.preprocess.decode(path)
-                    except ImageError:
-                        image = nothing()
-                figure = attention_figure(
-                    image, best.words, best.attention, best.boxes, preprocess=captioner.preprocess
-                )
-                drawn[path.stem] = drawn.get(path.stem, 0) + 1
-                number = f"-{drawn[path.stem]}" if drawn[path.stem] > 1 else ""
-                figure.save(options.attention / f"{path.stem}{number}.png")
-        bar.update(len(batch))
-    bar.close()
-    if partial:
-        out.close()
-        os.replace(partial, options.output)
-    if options.attention and captioner.model.decoder.attends and len(captioner.members) > 1 and not drawn:
-        print("--attention: the captioners look at different places, so nothing was drawn", file=sys.stderr)
+
+def depends_on(pictures: Sequence[Path], captioner: Captioner, options: argparse.Namespace) -> str:
+    """A digest of all that the output's lines depend on: weights, search, flags, pictures."""
+    how = {name: str(value) for name, value in vars(options).items() if name not in ("output", "devices", "device")}
+    stats = [path.stat() if path.exists() else None for path in pictures]
+    files = [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(pictures, stats, strict=True)]
+    every = [state_digest(captioner.model), captioner.calibration, captioner.config["generation"], how, files]
+    return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def caption_all(pictures: Sequence[Path], captioner: Captioner, options: argparse.Namespace, here: Place) -> int:
+    """Caption this process's share of the pictures, and write or print their lines; returns the exit status."""
+    figures = Figures(options.attention, pictures, captioner) if options.attention else None
+    parts = None
+    if options.output:
+        parts = Parts(options.output, depends_on(pictures, captioner, options), len(pictures), here)
+        if parts.done and not here.rank:
+            print(f"{options.output}: {parts.done} of {len(pictures)} are captioned already", file=sys.stderr)
+    share = range(len(pictures)) if parts is None else parts.share
+    unread = 0
+    with tqdm(total=len(share), unit="img", disable=None if options.output and not here.rank else True) as bar:
+        for start in range(0, len(share), options.batch_size):
+            batch: dict[int, Picture] = {}
+            for number in share[start : start + options.batch_size]:
+                try:
+                    batch[number] = open_picture(pictures[number], captioner, options)
+                except (ImageError, RegionsError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    unread += 1
+            found = captioner(
+                [each.opened for each in batch.values() if each.opened is not None],
+                options.batch_size,
+                attention=figures is not None,
+                alternatives=(options.n_best or 1) - 1,
+            )
+            for number, picture in batch.items():
+                captions = [] if picture.opened is None else sure_enough(picture, next(found), options)
+                if parts:
+                    parts.add(number, list(lines(picture, captions, options)))
+                for line in () if parts else lines(picture, captions, options):
+                    print(line, flush=True)
+                if figures and captions:
+                    figures.draw(picture, captions[0])
+            if parts:
+                parts.flush()
+            bar.update(len(share[start : start + options.batch_size]))
+    failed = unread if parts is None else len(pictures) - parts.join()
+    if here.rank:
+        return 0
     if failed:
         print(f"{failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+class Figures:
+    """Drawings of where words looked, one a picture, in a folder.
+
+    Args:
+        folder: made, if need be.
+        pictures: all that are captioned: those of one name, from several folders, are numbered.
+        captioner: whose looks they are; stderr says where it has none to draw.
+    """
+
+    def __init__(self, folder: Path, pictures: Sequence[Path], captioner: Captioner) -> None:
+        self.folder, self.captioner = folder, captioner
+        folder.mkdir(parents=True, exist_ok=True)
+        if not captioner.model.decoder.attends:
+            print("--attention: this captioner does not attend, so there is nothing to draw", file=sys.stderr)
+        counts: dict[str, int] = {}
+        self.names: dict[Path, str] = {}
+        for path in pictures:
+            counts[path.stem] = counts.get(path.stem, 0) + 1
+            self.names[path] = f"{path.stem}-{counts[path.stem]}" if counts[path.stem] > 1 else path.stem
+        self.told = not captioner.model.decoder.attends
+
+    def draw(self, picture: Picture, caption: Caption) -> None:
+        """Where a caption's words looked, if that can be drawn."""
+        from src.figures import attention_figure, nothing
+
+        if caption.attention is None:
+            if not self.told and caption.words:
+                print("--attention: the captioners look at different places, so nothing is drawn", file=sys.stderr)
+                self.told = True
+            return
+        image = picture.opened
+        if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
+            try:
+                image = self.captioner.preprocess.decode(picture.path)
+            except ImageError:
+                image = nothing()
+        drawn = attention_figure(
+            image, caption.words, caption.attention, caption.boxes, preprocess=self.captioner.preprocess
+        )
+        drawn.save(self.folder / f"{self.names[picture.path]}.png")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import copy
 import importlib.util
 import inspect
 import logging
+import os
 import re
+import shutil
 import types
 import typing
 import warnings
@@ -18,7 +20,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, WeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -32,6 +34,7 @@ from src.data.regions import region_files
 from src.data.shards import is_address
 from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
+from src.distributed import place
 from src.encoders.pretrained import PretrainedBackbone
 from src.help import no_field, shown
 from src.initial import VOCABULARIES, freeze
@@ -44,6 +47,7 @@ from src.ranges import at_least
 from src.results import PerImage, check_per_image
 from src.runs import last_checkpoint, run_folder
 from src.slurm import on_cluster
+from src.strategies import FullySharded, trainer_arguments
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer": lightning.Trainer}
 """What takes the fields of parts that name no class."""
@@ -388,6 +392,10 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     if config["ckpt"] not in (None, "last") and here and not Path(config["ckpt"]).exists():
         raise ConfigError(f"ckpt={config['ckpt']}: no such file; give `last` or a checkpoint's path")
     if here:
+        if config["compile"] and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+            raise ConfigError(
+                "compile=true needs a C++ compiler, and there is no g++: install one, or set compile=false"
+            )
         _check_trainer(config)
 
 
@@ -454,19 +462,21 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
     at_least(2, "", diversity=config["diversity"])
+    at_least(1, "", devices=config["devices"])
     check_per_image(config["per_image"])
     source = evaluated(config)
     unused = {"model": OF_PREDICTIONS, "predictions": (*OF_MODELS, "limit"), "baseline": (*OF_MODELS, *OF_PREDICTIONS)}
     for name in (*unused[source], *(["diversity"] if source == "baseline" else [])):
         if config.get(name):
             raise ConfigError(f"{name}={shown(config[name])}: {source}={shown(config[source])} has no use for it")
+    if source != "model" and config["devices"] > 1:
+        raise ConfigError(f"devices={config['devices']}: {source}={shown(config[source])} has no use for it")
     for name in ("spice", "clip", "images"):
         if here and config[name] and not Path(config[name]).is_dir():
             raise ConfigError(f"{name}={config[name]}: no such folder")
     if source == "model":
         _check_model_evaluation(config, here)
-    if config["device"] is not None:
-        _check_device(config["device"], here)
+    _check_devices(config["device"], config["devices"], here)
     if source == "predictions" and config["references"]:
         return  # which need no data
     for name in ("images", "training"):
@@ -497,11 +507,14 @@ def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
     tag_tokens(config["tags"] or "")
 
 
-def _check_device(name: str, here: bool) -> None:
-    kind = str(name).partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+def _check_devices(name: str | None, processes: int, here: bool) -> None:
+    kind, _, number = (name or device()).partition(":")
+    gpus = torch.cuda.device_count()
+    there = {"cpu": True, "cuda": gpus > 0, "mps": torch.backends.mps.is_available()}
     if kind not in there or (here and not there[kind]):
         raise ConfigError(f"device={name}: choose one of {', '.join(k for k in there if there[k])}, or null")
+    if here and kind != "cpu" and processes > (gpus if kind == "cuda" and not number else 1):
+        raise ConfigError(f"devices={processes}: more than there are of {name or kind}; set device=cpu, or fewer")
 
 
 def named_models(model: str | list[str]) -> list[str]:
@@ -547,7 +560,7 @@ def _check_model(config: Mapping[str, Any], objective: Objective, here: bool) ->
     _without_weights("encoder", encoder, here)
     size = config["transform"].get("size", 224)
     try:
-        with torch.device("meta"), torch.no_grad(), _quiet():
+        with torch.device("meta"), torch.no_grad(), quiet():
             model = build(
                 {**config, "encoder": encoder, "embedding": embedding}, Vocabulary.build([["word"]], min_count=1)
             ).eval()
@@ -612,12 +625,13 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
         for name, value in on_cluster(config["trainer"]).items()
         if name not in ("deterministic", "benchmark")
     }
-    options["precision"] = precision(options.get("precision", "auto"), device())
+    _check_processes(options)
 
     def make(**given: Any) -> lightning.Trainer:
+        given = trainer_arguments(given, precision(given.get("precision", "auto"), device()))
         return lightning.Trainer(**given, logger=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 
-    with _quiet():
+    with quiet():
         try:
             trainer = make(**options)
         except REFUSALS as error:
@@ -625,12 +639,43 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
             if message.startswith("trainer.accelerator="):
                 message += f" (choose {', '.join(dict.fromkeys(['auto', 'cpu', device().replace('cuda', 'gpu')]))})"
             raise ConfigError(message) from error
+    if isinstance(trainer.strategy, FullySharded):
+        _check_sharded(config, trainer.world_size)
     if config.get("scheduler") and trainer.max_epochs == trainer.max_steps == -1:
         raise ConfigError("a schedule needs the run's length: set trainer.max_epochs or max_steps, or ~scheduler")
 
 
+def _check_processes(trainer: Mapping[str, Any]) -> None:
+    """Several machines need somebody to start the processes of each."""
+    if (trainer.get("num_nodes") or 1) > 1 and place().world == 1 and "NODE_RANK" not in os.environ:
+        raise ConfigError(
+            f"trainer.num_nodes={trainer['num_nodes']}: start this command on every node, by srun or by torchrun "
+            "(docs/distributed.md); on this machine alone, set trainer.num_nodes=1"
+        )
+
+
+def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
+    """No process has all the weights while it trains."""
+    if processes == 1:
+        raise ConfigError(
+            "trainer=fsdp: there is one device here, and none to share the weights with: choose trainer=default, or "
+            "trainer=ddp_cpu for two processes without a GPU"
+        )
+    if config["compile"]:
+        raise ConfigError(
+            "compile=true with trainer=fsdp: not tried together: set compile=false, or choose trainer=ddp"
+        )
+    for name, part in (config.get("callbacks") or {}).items():
+        if part and issubclass(locate(part["_target_"], TRAINING), WeightAveraging):
+            raise ConfigError(
+                f"callbacks.{name} with trainer=fsdp: an average needs all the weights in one place: choose "
+                "callbacks=default, or trainer=ddp"
+            )
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let nothing that only looks at a configuration say what it finds."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -63,7 +63,8 @@ NOT_IN_NAME = {
     *("callbacks.pictures.count", "callbacks.pictures.tile", "callbacks.last.minutes", "callbacks.last.steps"),
     *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
-    *("trainer.log_every_n_steps", "trainer.max_time", "trainer.num_nodes"),
+    *("trainer.num_nodes", "trainer.strategy.backend", "trainer.strategy.timeout", "compile"),
+    *("trainer.log_every_n_steps", "trainer.max_time"),
 }
 """Overrides that change where, how fast or how visibly a run learns, not what."""
 
@@ -144,6 +145,7 @@ def setup() -> None:
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("either", lambda first, second: second if first is None else first, replace=True)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")  # what is logged is of all processes already
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # a frozen backbone is
     logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_no_advertisement)
     warnings.filterwarnings("ignore", message=".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*")

@@ -20,6 +20,7 @@ from src.data.control import REFERENCE, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.data.vocabulary import Vocabulary
+from src.distributed import device_of, launch, only_warnings, place, together
 from src.encoders.base import Encoder
 from src.ensemble import EnsembleCaptioner
 from src.evaluation import (
@@ -40,7 +41,7 @@ from src.train import build_data, cache_features, nouns_file
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate what the config names; returns the scores."""
+    """Evaluate what the config names; returns the scores, in the first of several processes."""
     check(config, "evaluate")
     keep_freed_memory()
     source = evaluated(config)
@@ -51,8 +52,12 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         spice=Path(config["spice"]) if config["spice"] else None,
         clip=Path(config["clip"]) if config["clip"] else None,
     )
-    title = {"model": _of_model, "predictions": _of_predictions, "baseline": _of_baseline}[source](config, how, output)
-    return report_scores(title, output)
+    of = {"model": _of_model, "predictions": _of_predictions, "baseline": _of_baseline}[source]
+    with together() as here:
+        if here.rank and source != "model":
+            return {}  # there is nothing to share
+        title = of(config, how, output)
+        return {} if here.rank else report_scores(title, output)
 
 
 def _usual_name(config: dict[str, Any], source: str) -> str:
@@ -69,7 +74,8 @@ def _choice(baseline: Mapping[str, Any]) -> str:
 
 def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
     models = named_models(config["model"])
-    captioner = EnsembleCaptioner.load_all(models, device_name=config["device"], precision_name=config["precision"])
+    device_name = device_of(config["device"] or device(), place())
+    captioner = EnsembleCaptioner.load_all(models, device_name=device_name, precision_name=config["precision"])
     if config.get("generation"):
         captioner.search_by(config["generation"])
     if (config["diversity"] or 1) > captioner.generation.captions:
@@ -111,7 +117,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
             data,
             member.model.encoder,
             [split],
-            captioner.device.type,
+            str(captioner.device),
             precision(config["precision"], captioner.device.type),
         )
     evaluate(
@@ -128,7 +134,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
         diversity=config["diversity"],
         per_image=config["per_image"],
     )
-    if config["calibrate"]:
+    if config["calibrate"] and not place().rank:
         _calibrate(Path(models[0]), output)
     return title
 
@@ -245,7 +251,12 @@ def _scored_before(
 @one_sentence
 def main(config: DictConfig) -> None:
     """Hydra's entry point."""
-    run(plain(config))
+    settings = plain(config)
+    if settings["devices"] > 1 and place().world == 1:
+        launch(settings["devices"], "src.evaluate")
+    if place().rank:
+        only_warnings()
+    run(settings)
 
 
 if __name__ == "__main__":

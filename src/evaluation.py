@@ -23,6 +23,7 @@ from src.data.control import REFERENCE, asked_length, length_token, nearest_leng
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.decoders.base import map_tensors
+from src.distributed import Place, exchange, place
 from src.metrics import diversity as differences
 from src.objectives.cross_entropy import CrossEntropy
 from src.overview import score_text
@@ -99,8 +100,13 @@ def evaluate(
         per_image: what scores of single images are written as.
         progress: show a bar.
 
+    Of several processes (src/distributed.py) each captions its share, and the first one scores them all.
+
     Returns:
-        What scores.json holds.
+        What scores.json holds; in all processes but the first, nothing.
+
+    Raises:
+        RuntimeError: another of the processes has died.
     """
     make_folder(output)
     views = [data] if isinstance(data, CaptionData) else list(data)
@@ -108,47 +114,19 @@ def evaluate(
     how = scoring_of(data, how)
     references = references_of(data, split, limit)
     names = list(references)
-    known = None if nouns is None else read_nouns(nouns, names)
-    # METEOR begins to load.
-    scorer = Scorer(references, how, data.place(split), training_captions(data), known)
+    here = place()
+    scorer = None
+    if not here.rank:
+        known = None if nouns is None else read_nouns(nouns, names)
+        # METEOR begins to load.
+        scorer = Scorer(references, how, data.place(split), training_captions(data), known)
     wanted = wanted_lengths(captioner, list(references.values()), data, length)
-    captions: list[Caption] = []
-    likelihood = CrossEntropy(label_smoothing=0.0)
-    tokens = correct = nats = searching = 0.0
-    searched = 0
-    captioner.model.eval()
-    with tqdm(total=len(names), desc=f"captioning {split}", unit="img", disable=not progress) as bar:
-        for batches in zip(*(view.evaluation_dataloader(split) for view in views), strict=True):
-            batch = map_tensors(lambda x: x.to(captioner.device), batches[0])
-            taken: Any = tuple(each.images for each in batches) if together else batch.images
-            seen = captioner.features(taken)
-            if not together:
-                with captioner.computing():
-                    loss = likelihood(captioner.model, batch._replace(images=seen))
-                tokens += float(loss.count)
-                correct += float(loss.logs["token_accuracy"])
-                nats += float(loss.logs["cross_entropy"])
-            first = len(captions)
-            prefix = None
-            if length == REFERENCE:
-                asked_for = wanted[first : first + len(batch.index)]
-                asked_for += [asked_for[-1]] * (len(batch.index) - len(asked_for))  # of images beyond the limit
-                index = captioner.vocabulary.control_index
-                prefix = torch.tensor(
-                    [[index[name] for name in (*captioner.control, length_token(words))] for words in asked_for]
-                )
-            start = time.perf_counter()
-            found = captioner.captions(
-                captioner.search(seen, attention=True, prefix=prefix), (diversity or 1) - 1, seen=seen, distinct=False
-            )
-            searching += time.perf_counter() - start
-            searched += len(found)
-            found = [c._replace(alternatives=[a._replace(attention=None) for a in c.alternatives]) for c in found]
-            captions += [c if first + i < MOST_LOOKS else c._replace(attention=None) for i, c in enumerate(found)]
-            bar.update(len(found))
-            if len(captions) >= len(names):
-                break
-    captions = captions[: len(names)]
+    share = _caption_share(captioner, views, split, len(names), here, wanted, length, diversity, progress)
+    parts = exchange(share, output, here)
+    if scorer is None:
+        return {}
+    captions = [_unpacked(parts[image % here.world]["captions"][image // here.world]) for image in range(len(names))]
+    tokens, correct, nats = (sum(part[name] for part in parts) for name in ("tokens", "correct", "nats"))
 
     said = {name: caption.text for name, caption in zip(names, captions, strict=True)}
     scored = scorer.score(said)
@@ -173,7 +151,7 @@ def evaluate(
     record = {
         "model_weights": state_digest(captioner.model),
         "parameters": sum(weight.numel() for weight in captioner.model.parameters()),
-        "images_per_second": searched / searching,
+        "images_per_second": len(names) / max(part["seconds"] for part in parts),
         "data": data.root.resolve().name,
         "split": split,
         "limit": limit,
@@ -204,6 +182,74 @@ def evaluate(
         per_image,
         pictures,
     )
+
+
+def _caption_share(
+    captioner: Captioner,
+    views: Sequence[CaptionData],
+    split: str,
+    images: int,
+    here: Place,
+    wanted: Sequence[int],
+    length: int | str | None,
+    diversity: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Caption this process's share of the first `images` of a split, every world-th one from its rank on: its
+    `captions` in order, the `seconds` that their search took, and teacher-forced, the `tokens` of their references, how
+    many are `correct`, and their `nats`."""
+    together, mine = len(captioner.members) > 1, range(here.rank, images, here.world)
+    captions: list[Caption] = []
+    likelihood = CrossEntropy(label_smoothing=0.0)
+    tokens = correct = nats = seconds = 0.0
+    captioner.model.eval()
+    batches = zip(*(view.evaluation_dataloader(split, here.rank, here.world) for view in views), strict=True)
+    bar = tqdm(total=images, desc=f"captioning {split}", unit="img", disable=not progress or here.rank > 0)
+    while len(captions) < len(mine):
+        batch, *others = (
+            map_tensors(lambda x: x[: len(mine) - len(captions)].to(captioner.device), each) for each in next(batches)
+        )
+        taken: Any = (batch.images, *(each.images for each in others)) if together else batch.images
+        seen = captioner.features(taken)
+        if not together:
+            with captioner.computing():
+                loss = likelihood(captioner.model, batch._replace(images=seen))
+            tokens += float(loss.count)
+            correct += float(loss.logs["token_accuracy"])
+            nats += float(loss.logs["cross_entropy"])
+        prefix = None
+        if length == REFERENCE:
+            index = captioner.vocabulary.control_index
+            asked_for = [wanted[image] for image in batch.index.tolist()]
+            prefix = torch.tensor(
+                [[index[name] for name in (*captioner.control, length_token(words))] for words in asked_for]
+            )
+        start = time.perf_counter()
+        found = captioner.captions(
+            captioner.search(seen, attention=True, prefix=prefix), (diversity or 1) - 1, seen=seen, distinct=False
+        )
+        seconds += time.perf_counter() - start
+        for image, caption in zip(batch.index.tolist(), found, strict=True):
+            others_too = [other._replace(attention=None) for other in caption.alternatives]
+            caption = caption._replace(alternatives=others_too)
+            captions.append(caption if image < MOST_LOOKS else caption._replace(attention=None))
+        bar.update(len(found) * here.world if len(captions) < len(mine) else images - bar.n)
+    bar.close()
+    packed = [_packed(caption) for caption in captions]
+    return {"captions": packed, "tokens": tokens, "correct": correct, "nats": nats, "seconds": seconds}
+
+
+def _packed(caption: Caption) -> dict[str, Any]:
+    """A caption as tensors and plain values."""
+    fields = caption._asdict()
+    for name in ("attention", "boxes"):
+        fields[name] = None if fields[name] is None else torch.from_numpy(fields[name])
+    return {**fields, "alternatives": [_packed(other) for other in caption.alternatives]}
+
+
+def _unpacked(fields: Mapping[str, Any]) -> Caption:
+    arrays = {name: None if fields[name] is None else fields[name].numpy() for name in ("attention", "boxes")}
+    return Caption(**{**fields, **arrays, "alternatives": [_unpacked(other) for other in fields["alternatives"]]})
 
 
 def evaluate_captions(

@@ -25,6 +25,13 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
+    def compile_parts(self) -> None:
+        """From now on PyTorch compiles the encoder, and of the decoder what it says, when they are first called: in
+        place, so that all weights keep their names."""
+        self.encoder.compile()
+        for part in self.decoder.to_compile():
+            part.compile(dynamic=True)  # captions and batches have their own lengths
+
     def features(self, images: Tensor | Regions | Features) -> Features:
         """Pixels (B, 3, H, W), the frozen stages' cached output (B, R, D), regions computed beforehand, or Features,
         which stay as they are."""

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,16 @@ import hydra
 import pytorch_lightning as lightning
 import torch
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from joblib import cpu_count
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from src import slurm
 from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
-from src.check import NO_VALIDATION, check
+from src.check import NO_VALIDATION, check, quiet
 from src.checkpoints import CheckpointFiles, LastCheckpoint, damage, newest
 from src.command import command
 from src.confidence import Calibration
@@ -37,6 +40,7 @@ from src.dashboards import begin, end
 from src.data.control import asked
 from src.data.module import CaptionData
 from src.data.regions import region_files
+from src.distributed import launch, only_warnings, place
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
 from src.files import room_for, write_atomically
@@ -45,8 +49,9 @@ from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
 from src.model import TRAINING, build, instantiate
 from src.runs import STATUS, last_checkpoint, recorded, run_folder
+from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
-from src.training import CaptioningModule
+from src.training import CaptioningModule, ShardedCaptioningModule
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +85,7 @@ def cache_features(
     data: CaptionData,
     encoder: Encoder,
     names: list[str],
-    kind: str,
+    device_name: str,
     arithmetic: str,
     views: int = 1,
 ) -> None:
@@ -99,10 +104,15 @@ def cache_features(
             config["encoder"]["backbone"],
             names,
             views,
-            device=kind,
+            device=device_name,
             precision=autocast_dtype(arithmetic),
-            workers=config["data"]["cache_workers"],
+            workers=threads_to_cache(config["data"]["cache_workers"]),
         )
+
+
+def threads_to_cache(wanted: int | None) -> int | None:
+    """`data.cache_workers`; of several processes one builds a cache while the others wait, so it takes all cores."""
+    return cpu_count() if wanted is None and place().world > 1 else wanted
 
 
 def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
@@ -180,7 +190,28 @@ def _train(
     kept = bundle_config(config, provenance)
     objective = instantiate(config["objective"])
     objective.begin(model, data)
-    module = CaptioningModule(
+    callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # which keeps what the others made
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.interruption = interruption
+    loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
+    wanted = slurm.on_cluster(config["trainer"])
+    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(wanted["accelerator"], device())
+    arithmetic = precision(wanted["precision"], kind)
+    options = trainer_arguments(wanted, arithmetic)
+    options["plugins"] = [CheckpointFiles(), *slurm.plugins(), *options.get("plugins", ())]
+    trainer = lightning.Trainer(
+        **options,
+        callbacks=callbacks,
+        logger=loggers or False,
+        default_root_dir=run,
+        use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
+        num_sanity_val_steps=0,
+        inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
+    )
+    own = str(trainer.strategy.root_device)  # this process's device
+    module = (ShardedCaptioningModule if isinstance(trainer.strategy, FullySharded) else CaptioningModule)(
         model,
         vocabulary,
         data.tokenizer,
@@ -194,38 +225,28 @@ def _train(
         config["seed"],
         control,
     )
-    options = slurm.on_cluster(config["trainer"])
-    kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(options["accelerator"], device())
-    options["precision"] = precision(options["precision"], kind)
+    if config["compile"]:
+        model.compile_parts()
     cached, views = ["train", "val"], config["data"]["cache_views"]
     if views > 1:
         log.info("data.cache_views=%d: of so many views of a training picture, each draw reads one of the cache", views)
     elif data.preprocess.augment:
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
-    cache_features(config, data, model.encoder, cached, kind, options["precision"], views)
-    callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
-    callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # which keeps what the others made
-    for callback in callbacks:
-        if isinstance(callback, LastCheckpoint):
-            callback.interruption = interruption
-    loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
-    trainer = lightning.Trainer(
-        **options,
-        callbacks=callbacks,
-        plugins=[CheckpointFiles(), *slurm.plugins()],
-        logger=loggers or False,
-        default_root_dir=run,
-        use_distributed_sampler=False,  # the orders in src/data/module.py know their rank
-        num_sanity_val_steps=0,
-        inference_mode=False,  # under autocast it would cast the weights anew at every step of a search
-    )
+    cache_features(config, data, model.encoder, cached, own, arithmetic, views)
     begin(trainer.loggers, config, provenance["version"])
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     best: Any = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
     best_path = getattr(best, "best_model_path", "")
-    bundle = load_bundle(Path(best_path)) if best_path and not trial else Bundle(model.eval(), vocabulary, kept)
+    if best_path and not trial:
+        bundle = load_bundle(Path(best_path))
+    elif isinstance(trainer.strategy, FullySharded):
+        together = build(without_weights(config), vocabulary)
+        together.load_state_dict(whole(model.state_dict()))
+        bundle = Bundle(together.eval(), vocabulary, kept)
+    else:
+        bundle = Bundle(model.eval(), vocabulary, kept)
     score, monitor, mode = (getattr(best, name, None) for name in ("best_model_score", "monitor", "mode"))
     if score is None:  # nothing selected an epoch: the last is kept, and its score tells runs apart
         monitor, mode = "val/CIDEr", "max"
@@ -235,39 +256,43 @@ def _train(
     if score is not None:
         record |= {"best": float(score), "monitor": monitor, "mode": mode}
         results = {f"best/{monitor}": float(score)}
-    if trainer.is_global_zero:
-        captioner = Captioner(
-            bundle.model,
-            vocabulary,
-            data.tokenizer,
-            data.preprocess,
-            module.generation,
-            device_name=kind,
-            precision_name=options["precision"],
-            control=control,
-        )
-        captioner.config = kept
+    first = trainer.is_global_zero
+    captioner = Captioner(
+        bundle.model,
+        vocabulary,
+        data.tokenizer,
+        data.preprocess,
+        module.generation,
+        device_name=own,
+        precision_name=arithmetic,
+        control=control,
+    )
+    captioner.config = kept
+    if first:
         save_bundle(run / "bundle", bundle)  # before the scores, so that no failure there loses it
-        scores: dict[str, Any] = {}
-        wanted = [name for name in config["evaluate_splits"] or [] if name in data.tables]
-        for split in wanted if control else ():
-            data.restrict(split, control)
-        cache_features(config, data, bundle.model.encoder, wanted, kind, options["precision"])
-        for split in wanted:
-            output = run / "eval" / split
-            scores = evaluate(
-                captioner,
-                data,
-                split,
-                output,
-                nouns=nouns_file(config),
-                meta={"model": str(run), "seed": config["seed"]},
-                limit=data.eval_batch_size if trial else None,
-            )
-            report_scores(config["name"], output)
-            if split == "val" and (output / CALIBRATION).exists():
-                bundle = bundle._replace(calibration=Calibration.load(output / CALIBRATION))
-            results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
+    scores: dict[str, Any] = {}
+    splits = [name for name in config["evaluate_splits"] or [] if name in data.tables]
+    for split in splits if control else ():
+        data.restrict(split, control)
+    cache_features(config, data, bundle.model.encoder, splits, own, arithmetic)
+    for split in splits:  # every process captions its share
+        output = run / "eval" / split
+        scores = evaluate(
+            captioner,
+            data,
+            split,
+            output,
+            nouns=nouns_file(config),
+            meta={"model": str(run), "seed": config["seed"]},
+            limit=data.eval_batch_size if trial else None,
+        )
+        if not first:
+            continue
+        report_scores(config["name"], output)
+        if split == "val" and (output / CALIBRATION).exists():
+            bundle = bundle._replace(calibration=Calibration.load(output / CALIBRATION))
+        results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
+    if first:
         if scores:
             save_bundle(run / "bundle", bundle, scores)
         end(trainer.loggers, results, trainer.global_step, run / "bundle")
@@ -299,13 +324,27 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     return wanted
 
 
+def processes_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes are still to be started on this machine for a config's `trainer`."""
+    wanted = slurm.on_cluster(trainer)
+    options = {name: value for name, value in wanted.items() if name not in ("deterministic", "benchmark")}
+    arguments = trainer_arguments(options, precision(trainer["precision"], device()))
+    with quiet():
+        return processes_to_start(lightning.Trainer(**arguments, logger=False))
+
+
 @command("train")
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @sweep_job
 @one_sentence
 def main(config: DictConfig) -> float | None:
     """Hydra's entry point."""
-    return train(plain(config), given_fields())
+    settings = plain(config)
+    if HydraConfig.get().mode != RunMode.MULTIRUN and (processes := processes_of(settings["trainer"])) > 1:
+        launch(processes, "src.train")
+    if place().rank:
+        only_warnings()
+    return train(settings, given_fields())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from src.data.module import Batch
 from src.data.tokenizer import Tokenizer
@@ -19,6 +20,7 @@ from src.metrics.degenerate import degenerate
 from src.metrics.gather import GatheredCaptions
 from src.model import TRAINING, CaptioningModel, instantiate
 from src.objectives.base import Objective
+from src.strategies import FullySharded
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ class CaptioningModule(lightning.LightningModule):
         self.sums = {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if not self._is_mine(batch):
+            return
         batch = batch._replace(images=self.model.encoder(batch.images))  # once for both the loss and the captions
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
@@ -149,9 +153,14 @@ class CaptioningModule(lightning.LightningModule):
         captions = self.generation(self.model.decoder, self.model.memory(batch.images), prefix=prefix)
         self.generated.update(batch.index, captions.tokens[:, 0])
 
+    def _is_mine(self, batch: Batch) -> bool:
+        """Whether this process is to validate a batch: where there are fewer pictures than processes, those for which
+        none is left get another's, because Lightning has every process take a batch."""
+        return int(batch.index[0]) % self.trainer.world_size == self.global_rank
+
     def on_validation_epoch_end(self) -> None:
-        names = sorted(self.sums)
-        sums = torch.stack([self.sums[name] for name in names])
+        names = self.trainer.strategy.broadcast(sorted(self.sums))
+        sums = torch.stack([torch.as_tensor(self.sums.get(name, 0.0), dtype=torch.double) for name in names])
         if self.trainer.world_size > 1:
             sums = sums.to(self.device)  # where the processes' backend exchanges tensors
             torch.distributed.all_reduce(sums)
@@ -187,3 +196,27 @@ class CaptioningModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         checkpoint["vocabulary"] = self.vocabulary.to_dict()
+
+
+class ShardedCaptioningModule(CaptioningModule):
+    """The same, whose weights are shared out among the processes (`trainer=fsdp`)."""
+
+    def configure_model(self) -> None:
+        if any(isinstance(parameter, DTensor) for parameter in self.parameters()):
+            return
+        backbone = self.model.encoder.backbone
+        self.sharing.shard(self, [module for stage in backbone.stages for module in stage.modules])
+        self.fine_tuned = [p for p in backbone.parameters() if p.requires_grad]
+
+    @property
+    def sharing(self) -> FullySharded:
+        """The strategy that shares them out."""
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, FullySharded)
+        return strategy
+
+    def on_validation_start(self) -> None:
+        self.sharing.put_together(self)
+
+    def on_validation_end(self) -> None:
+        self.sharing.take_apart(self)

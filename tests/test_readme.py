@@ -70,7 +70,16 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     swept = [re.sub(r"=([^\[,]+),.*", r"=\1", a) for a in arguments if a != "-m"]  # one job of a sweep
     mine = [a for a in swept if a.split("=")[0] not in ("data", "data.root", "data.train", "data.split", "data.val")]
     # The tiny data's regions are 2048 wide.
-    given = ("data.test", "data.make.language", "ckpt", "encoder.dimension")
+    # What several processes do, tests/test_distributed.py tries.
+    given = (
+        "data.test",
+        "data.make.language",
+        "ckpt",
+        "encoder.dimension",
+        "trainer",
+        "trainer.devices",
+        "trainer.num_nodes",
+    )
     mine = [a for a in mine if a.split("=")[0] not in given]
     fetched = {"encoder=resnet50", "encoder=resnet50_multiscale", "encoder=vit"}
     extra = ["encoder.backbone.weights=random"] if fetched & set(mine) else []
@@ -114,6 +123,9 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
     (tmp_path / "data" / "scenes").mkdir(parents=True)
     (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
     arguments = [a.replace("my_data/photos", "my_data_photos") for a in arguments]
+    if "--devices" in arguments:  # which tests/test_distributed.py tries
+        at = arguments.index("--devices")
+        del arguments[at : at + 2]
     if "--regions" in arguments:
         arguments[arguments.index("--regions") + 1] = str(shapes / "regions" / "images")
         bundle = regions_bundle

@@ -325,11 +325,13 @@ class TrainingOrder(Sampler[list[Item]]):
 
 
 class EvaluationOrder(Sampler[list[Item]]):
-    """Every image once, in order, with all its captions; rank r takes images r, r + world, …"""
+    """Every image once, in order, with all its captions; rank r takes images r, r + world, … A rank for which there is
+    none gets the first image, which is not its own."""
 
     def __init__(self, first: np.ndarray, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.first, self.batch_size = first, batch_size
-        self.images = range(rank, len(first) - 1, world)
+        every = range(len(first) - 1)
+        self.images = every[rank::world] or every[:1]
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch_size)

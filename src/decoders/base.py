@@ -145,6 +145,10 @@ class Decoder(nn.Module):
         `start` takes."""
         return self.read(embedded, memory, lengths)
 
+    def to_compile(self) -> list[nn.Module]:
+        """The modules that `torch.compile` can make faster; PyTorch's own recurrent layers are none."""
+        return []
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, E) → unnormalised log-probabilities of the next word (…, V). Not to be overridden: objectives train
         `dropout` and `classifier` without these logits ever existing at once."""

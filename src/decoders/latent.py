@@ -85,6 +85,9 @@ class GaussianLatent(Decoder):
     def dropout(self) -> nn.Module:  # type: ignore[override]
         return self.inner.dropout
 
+    def to_compile(self) -> list[nn.Module]:
+        return self.inner.to_compile()
+
     def prepare(self, features: Features) -> LatentMemory:
         return LatentMemory(self.prior(features.pooled), self.inner.prepare(features))
 

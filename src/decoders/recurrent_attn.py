@@ -112,6 +112,10 @@ class AttendingDecoder(Decoder):
         look, the next state."""
         raise NotImplementedError
 
+    def to_compile(self) -> list[nn.Module]:
+        """What a step consists of: the loop over the words is as long as their captions, and other each time."""
+        return [self.attention, *(module for module in self.modules() if isinstance(module, LSTMCell | GRUCell))]
+
     def _said(self, seen: Tensor, embedded: Tensor) -> Tensor:
         return seen + embedded if self.adds_word else seen
 

@@ -139,6 +139,9 @@ class TransformerDecoder(Decoder):
         self.norm = nn.LayerNorm(hidden)
         self.output: nn.Module = nn.Identity() if same else nn.Linear(hidden, size)
 
+    def to_compile(self) -> list[nn.Module]:
+        return [self]
+
     def prepare(self, features: Features) -> TransformerMemory:
         pairs = [block.image(features.grid).chunk(2, dim=-1) for block in self.blocks]
         keys, values = (
