@@ -359,6 +359,8 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
         goes_on = [*settings(shapes, tmp_path, 4), "trainer.accelerator=cpu", *more, f"run_dir='{alone}'"]
         call("-m", "src.train", *goes_on, "trainer.max_epochs=5")
         assert curve(run) == pytest.approx(curve(alone), rel=1e-3) and len(curve(run)) == 5
+        call("-m", "src.train", *ours, f"run_dir='{tmp_path / 'trial'}'", "trainer.fast_dev_run=true")
+        assert load_file(tmp_path / "trial.fast_dev_run" / "bundle" / "model.safetensors").keys() == first.keys()
         return
     assert len(curve(run)) == 3 and curve(run)[:2] == pytest.approx(curve(alone), rel=1e-3, abs=1e-5)
 
