@@ -628,7 +628,8 @@ def _check_trainer(config: Mapping[str, Any]) -> None:
     _check_processes(options)
 
     def make(**given: Any) -> lightning.Trainer:
-        given = trainer_arguments(given, precision(given.get("precision", "auto"), device()))
+        # `auto` can always be had; to ask the GPU for it would take memory there.
+        given = trainer_arguments(given, precision(given.get("precision", "auto"), ""))
         return lightning.Trainer(**given, logger=False, use_distributed_sampler=False, num_sanity_val_steps=0)
 
     with quiet():

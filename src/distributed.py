@@ -2,9 +2,14 @@
 other. On a GPU each they exchange tensors by NCCL, on CPUs by gloo; what they write goes through a folder that all see.
 """
 
+import ctypes
 import logging
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +22,12 @@ from joblib import cpu_count
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import distributed
 
-log = logging.getLogger(__name__)
-
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others, captioning and scoring; training has a field for it."""
+PASSED_ON = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
+"""Signals that whoever starts processes passes on to them."""
 
 
 class Place(NamedTuple):
@@ -48,32 +55,53 @@ def place() -> Place:
 
 
 def launch(processes: int, module: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `python -m MODULE ARGUMENTS` (this command's own) in so many processes of this machine, as torchrun does, and
-    end as they end: where one fails, the others are stopped. On a CPU each gets its share of the cores: threads that
-    outnumber the cores wait for each other, spinning, and are many times slower."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+    """Run `python -m MODULE ARGUMENTS` (this command's own) in so many processes of this machine, told what torchrun
+    tells its own, and end as they end: signals are passed on to all, and where one fails, the others are ended. On a
+    CPU each gets its share of the cores: threads that outnumber the cores wait for each other, spinning, and are many
+    times slower."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # any free port
-        max_restarts=0,
-        monitor_interval=0.5,
-    )
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the process says itself what is wrong
-    try:
-        elastic_launch(config, sys.executable)("-m", module, *(sys.argv[1:] if arguments is None else arguments))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"error: process {rank} was ended by signal {-failure.exitcode}", file=sys.stderr)
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
-    sys.exit(0)
+    said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": uuid.uuid4().hex}
+    said |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0"}
+    children: list[subprocess.Popen[bytes]] = []
+
+    def tell(number: int, _: Any = None) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    for number in PASSED_ON:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, tell)
+    command = [sys.executable, "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
+    for rank in range(processes):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        # In a session of its own, so that a Ctrl-C comes once; and nobody's orphan.
+        children.append(
+            subprocess.Popen(command, env=os.environ | said | own, start_new_session=True, preexec_fn=_end_with_parent)
+        )
+    while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+        time.sleep(0.1)
+    failed = next((rank for rank, child in enumerate(children) if child.poll()), None)
+    for number, seconds in ((0, 5), (signal.SIGTERM, 60), (signal.SIGKILL, 10)):  # most notice by themselves
+        tell(number)
+        until = time.monotonic() + seconds
+        while any(child.poll() is None for child in children) and time.monotonic() < until:
+            time.sleep(0.1)
+    code = 0 if failed is None else children[failed].returncode
+    if code < 0:
+        print(f"error: process {failed} was ended by signal {-code}", file=sys.stderr)
+    sys.exit(code if code >= 0 else 128 - code)
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: what waits for a killed parent would wait for ever
 
 
 @contextmanager

@@ -91,8 +91,7 @@ class FullySharded(ModelParallelStrategy):
         return {**state, "state": found} if self.global_rank == 0 else {}
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = self.broadcast(checkpoint_path)
-        checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        checkpoint = self.checkpoint_io.load_checkpoint(self.broadcast(checkpoint_path), weights_only=weights_only)
         assert self.model is not None
         set_model_state_dict(self.model, checkpoint["state_dict"], options=StateDictOptions(full_state_dict=True))
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -218,8 +217,10 @@ def trainer_arguments(trainer: Mapping[str, Any], precision: str) -> dict[str, A
     options = {**trainer, "precision": precision}
     if isinstance(options.get("strategy"), Mapping):
         options["strategy"] = instantiate(options["strategy"], TRAINING)
-    if options.pop("sync_batchnorm", False):
-        options["plugins"] = [SyncedBatchNorm(), *(options.get("plugins") or [])]
+    options["plugins"] = [
+        *(options.get("plugins") or []),
+        *([SyncedBatchNorm()] * options.pop("sync_batchnorm", False)),
+    ]
     return options
 
 

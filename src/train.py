@@ -328,7 +328,7 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
     """How many processes are still to be started on this machine for a config's `trainer`."""
     wanted = slurm.on_cluster(trainer)
     options = {name: value for name, value in wanted.items() if name not in ("deterministic", "benchmark")}
-    arguments = trainer_arguments(options, precision(trainer["precision"], device()))
+    arguments = trainer_arguments(options, precision(trainer["precision"], ""))  # nothing is asked of a GPU yet
     with quiet():
         return processes_to_start(lightning.Trainer(**arguments, logger=False))
 

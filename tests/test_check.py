@@ -318,6 +318,8 @@ def test_every_choice_passes(choice, shapes):
         return check(composed([f"{choice.parent}={choice.name}"], "evaluate"), "evaluate")
     if choice.name in ("self_critical", "adversarial"):
         overrides.append("objective.from_random=true")
+    if choice.name == "fsdp":  # of one device
+        overrides += ["trainer.accelerator=cpu", "trainer.devices=2"]
     check(composed([f"{choice.parent}={choice.name}", *overrides]), here=choice.parent.name != "data")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from joblib import cpu_count
 from safetensors.torch import load_file
 
 from src import caption
@@ -69,6 +70,47 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert [device_of("cuda", Place(rank, 8, rank % 4)) for rank in (0, 3, 6)] == ["cuda:0", "cuda:3", "cuda:2"]
     assert device_of("cuda", Place()) == "cuda" and device_of("cuda:1", Place()) == "cuda:1"
     assert device_of("cpu", Place(1, 2, 1)) == "cpu"
+
+
+TOLD = """
+import os, pathlib, signal, sys, time
+rank = int(os.environ["RANK"])
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0 if rank else 7))
+if sys.argv[1] == "fails" and rank:
+    sys.exit(3)
+pathlib.Path(f"{rank}.partial").write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {os.environ['WORLD_SIZE']}")
+os.replace(f"{rank}.partial", f"{rank}.pid")
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("what", "status"), [("signal", 7), ("fails", 3), ("kill", -signal.SIGKILL)])
+def test_processes_end_together(tmp_path, what, status):
+    """A signal is passed on to all; one that fails ends the others; and none outlives the one that started them."""
+    (tmp_path / "told.py").write_text(TOLD)
+    starts = "import sys; from src.distributed import launch; launch(2, 'told', sys.argv[1:])"
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", starts, what], cwd=tmp_path, env=environment) as parent:
+        wanted = ["0.pid"] if what == "fails" else ["0.pid", "1.pid"]
+        until = time.monotonic() + 100
+        while not all((tmp_path / name).exists() for name in wanted):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        said = [(tmp_path / name).read_text().split() for name in wanted]
+        if what != "fails":
+            parent.send_signal(signal.SIGUSR1 if what == "signal" else signal.SIGKILL)
+        assert parent.wait(timeout=100) == status
+    assert {tuple(each[1:]) for each in said} == {(str(max(1, cpu_count() // 2)), "2")}
+    while any(alive(int(each[0])) for each in said):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 # ---------------------------------------------------------------- captioning
@@ -359,6 +401,8 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
         goes_on = [*settings(shapes, tmp_path, 4), "trainer.accelerator=cpu", *more, f"run_dir='{alone}'"]
         call("-m", "src.train", *goes_on, "trainer.max_epochs=5")
         assert curve(run) == pytest.approx(curve(alone), rel=1e-3) and len(curve(run)) == 5
+        call("-m", "src.train", *ours, f"run_dir='{tmp_path / 'trial'}'", "trainer.fast_dev_run=true")
+        assert load_file(tmp_path / "trial.fast_dev_run" / "bundle" / "model.safetensors").keys() == first.keys()
         return
     assert len(curve(run)) == 3 and curve(run)[:2] == pytest.approx(curve(alone), rel=1e-3, abs=1e-5)
 
@@ -376,7 +420,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_can_go_on(shapes, 
         ranks = {Path(f"/proc/{c}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(c) for c in children}
         os.kill(ranks[b"1"], signal.SIGKILL)
         _, said = parent.communicate(timeout=100)
-    assert parent.returncode == 1 and "error: process 1 was ended by signal 9" in said
+    assert parent.returncode == 128 + signal.SIGKILL and "error: process 1 was ended by signal 9" in said
     assert not any(Path(f"/proc/{child}").exists() for child in children), "none is left behind"
     epochs = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] + 2
     call("-m", "src.train", *ours, f"trainer.max_epochs={epochs}", "ckpt=last")

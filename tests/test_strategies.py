@@ -67,6 +67,7 @@ def test_what_a_trainer_takes():
     assert trainer_arguments({"strategy": "ddp", "sync_batchnorm": False}, "bf16-mixed") == {
         "strategy": "ddp",
         "precision": "bf16-mixed",
+        "plugins": [],
     }
 
 
