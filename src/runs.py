@@ -93,7 +93,8 @@ def recorded(run: Path, about: Mapping[str, Any], resumes: bool = False, keep: b
     write_atomically(run / STATUS, json.dumps(record, indent=2) + "\n")
     try:
         yield record
-        record["state"] = "finished"
+        if record["state"] == "running":  # not where the training has ended otherwise, and says so
+            record["state"] = "finished"
     except Exception as error:
         record |= {"state": "failed", "error": sentence(error)}
         raise
@@ -129,7 +130,7 @@ def read_run(run: Path, name: str, split: str, config: bool = False) -> Row:
         ValueError: one of its files is damaged; the message names it.
     """
     status = _read(run / STATUS) or {"state": "unknown"}
-    if status["state"] == "running" and not _is_locked(run / LOCK):
+    if status["state"] == "running" and not is_locked(run / LOCK):
         status["state"] = "interrupted"  # killed, before it could say so
     choices = status.pop("choices", {})
     fields = flat(_read(run / "config.yaml") or {}) if config else {}
@@ -168,7 +169,8 @@ def _read(path: Path) -> Row | None:
     return found
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether some process holds a lock file that is there."""
     if not path.exists():
         return False
     try:

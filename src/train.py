@@ -42,6 +42,7 @@ from src.model import TRAINING, build, instantiate
 from src.runs import last_checkpoint, recorded, run_folder
 from src.sweeps import sweep_job
 from src.training import CaptioningModule
+from src.trials import Pruning, monitored
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
     cache_features(config, data, model.encoder, cached, kind, options["precision"], views)
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    pruning = Pruning.of_this_job(monitored(config)[0])
+    callbacks += [pruning] if pruning else []
     loggers = [instantiate(c, TRAINING) for c in (config.get("logger") or {}).values() if c]
     trainer = lightning.Trainer(
         **options,
@@ -202,7 +205,10 @@ def _train(config: dict[str, Any], start: Saved | None, run: Path, trial: bool, 
     if score is not None:
         record |= {"best": float(score), "monitor": monitor, "mode": mode}
         results = {f"best/{monitor}": float(score)}
-    if trainer.is_global_zero:
+    if pruning and pruning.pruned:  # neither a bundle nor scores; ckpt=last goes on with it
+        record["state"] = "pruned"
+        rank_zero_only(end)(trainer.loggers, results, trainer.global_step)
+    elif trainer.is_global_zero:
         captioner = Captioner(
             bundle.model,
             vocabulary,
