@@ -74,7 +74,7 @@ class OptunaSweeper(Sweeper):
         from src.config import plain
         from src.runs import flat
         from src.studies import write_page
-        from src.trials import LOST, finish, lines, open_study, search_space, take, working
+        from src.trials import KILLED, finish, lines, open_study, search_space, take, working
 
         assert self.hydra_context and self.config and self.study_name and self.direction
         parser = OverridesParser.create(self.hydra_context.config_loader)
@@ -105,7 +105,7 @@ class OptunaSweeper(Sweeper):
                         finish(study, number, None, str(error).strip().splitlines()[0])
                 scores = self._launch(legal, done) if legal else {}
                 for number in legal:
-                    finish(study, number, *scores.get(number, (None, LOST)))
+                    finish(study, number, *scores.get(number, (None, KILLED)))
                 done += len(jobs)
         page = Path(self.folder) / "study.html"
         print("\n" + write_page(study, page, self.storage), flush=True)

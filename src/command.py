@@ -105,7 +105,13 @@ def refuse(name: str, flags: Namespace) -> None:
             check_sweeper(plain(config.hydra.sweeper), [*overrides, *more])
         for lines in _jobs(overrides, more, exact=study) if sweep else [first]:
             job = _resolved(_composed(hydra, primary, lines), primary)
-            check(started(job, given_fields())[0] if here else job, name, here)
+            try:
+                check(started(job, given_fields())[0] if here else job, name, here)
+            except ConfigError as error:
+                key, _, wrong = str(error).partition("=")
+                real = [e.key_or_group for e in (*overrides, *more) if e.is_interval_sweep()] if study else []
+                hint = "; int(interval(…)) draws whole numbers" if key in real and "whole number" in wrong else ""
+                raise ConfigError(f"{error}{hint}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from src.files import write_atomically
 from src.runs import Row, cell, sentence, text_table
-from src.trials import open_storage, storage_file, written
+from src.trials import open_storage, storage_file
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -74,9 +75,8 @@ def best_command(study: "Study") -> str | None:
     keys = {key.lstrip("+~"): key for key in study.user_attrs["about"]["space"]}
     given = [line for line in study.user_attrs["given"] if line.partition("=")[0] not in ("name", "run_dir")]
     chosen = [f"{keys[name]}={value}" for name, value in best.params.items()]
-    name = f"best/{study.study_name}"
-    name = f"name={name}" if name.replace("_", "").replace("/", "").isalnum() else written("name", name)
-    return f"{study.user_attrs['command']} {shlex.join([*given, *chosen, name])}"
+    name = re.sub(r"[^\w./-]+", "_", study.study_name).strip("_")
+    return f"{study.user_attrs['command']} {shlex.join([*given, *chosen, f'name=best/{name}'])}"
 
 
 def summary(study: "Study") -> str:

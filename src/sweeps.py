@@ -66,10 +66,12 @@ def sweep_job(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    if (folder / NOTE).exists():  # launched again, because another job's process was killed
-        done = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return math.nan if done["state"] == "failed" else done["score"]
     trial = JobTrial.of_this_job()
+    if (folder / NOTE).exists():  # launched again, because a job's process was killed, perhaps this one's
+        done = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        if trial:
+            trial.ended(done["state"], done["score"], done.get("error"))
+        return math.nan if done["state"] == "failed" else done["score"]
     note: Row = {"state": "running", "overrides": called()["overrides"], "run": None, "score": None}
     try:
         run = run_folder(config)

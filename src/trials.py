@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 OPTUNA = ("optuna.samplers.", "optuna.pruners.")
 """What `sampler` and `pruner` may name."""
-LOST = "its process was killed"
+KILLED = "its process was killed"
+LOST = "its sweep was ended before it was"
 
 # ---------------------------------------------------------------- the storage
 
@@ -418,7 +419,7 @@ class JobTrial:
         try:
             if step not in _frozen(self.trial.study, self.number).intermediate_values:
                 self.trial.report(score, step)
-            return self.trial.should_prune()
+            return bool(self.trial.should_prune())
         except (StorageInternalError, UpdateFinishedTrialError, OSError, ValueError) as error:
             log.warning("trial %d: %s is not reported: %s", self.number, score, sentence(error).splitlines()[0])
             return False
