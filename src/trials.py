@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import math
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,12 +69,10 @@ def open_storage(storage: str) -> "BaseStorage":
     Raises:
         ValueError: it is no storage of studies, or a package is missing.
     """
-    check_optuna()
-    import optuna
+    ready()
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     file, locks = storage_file(storage), lock_folder(storage)
     locks.mkdir(parents=True, exist_ok=True)
     try:
@@ -92,10 +91,19 @@ def is_study(sweeper: Mapping[str, Any]) -> bool:
     return "trial" in sweeper
 
 
-def check_optuna() -> None:
-    """Raises ValueError where optuna is not installed."""
-    if importlib.util.find_spec("optuna") is None:
-        raise ValueError("hydra/sweeper=optuna needs optuna: `pip install optuna plotly` first")
+def ready() -> None:
+    """Have optuna say only what is wrong.
+
+    Raises:
+        ValueError: it is not installed, or what its plots need.
+    """
+    for package in ("optuna", "plotly"):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"hydra/sweeper=optuna needs {package}: `pip install optuna plotly` first")
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 # ---------------------------------------------------------------- the search space
@@ -117,7 +125,7 @@ def search_space(overrides: Sequence[Override]) -> dict[str, Axis]:
     Raises:
         ConfigError: nothing varies, or a range cannot be drawn from.
     """
-    check_optuna()
+    ready()
     space = {}
     for each in overrides:
         if each.is_sweep_override():
@@ -193,7 +201,7 @@ def check_sweeper(sweeper: Mapping[str, Any], overrides: Sequence[Override]) -> 
     Raises:
         ValueError: one sentence that names the field.
     """
-    check_optuna()
+    ready()
     at_least(1, "hydra.sweeper", n_trials=sweeper["n_trials"], n_jobs=sweeper["n_jobs"])
     storage_file(sweeper["storage"])
     if sweeper["direction"] not in (None, "maximize", "minimize"):
@@ -348,11 +356,10 @@ def _retry_lost(study: "Study", folder: Path) -> None:
 def finish(study: "Study", number: int, score: object, error: str | None = None, pruned: bool = False) -> None:
     """Write down how a trial ended, unless that is written already: complete with a score that is a number, pruned, or
     failed."""
-    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
-    # Another process may write it at this moment: ValueError of `tell`, the other of the storage.
-    with contextlib.suppress(UpdateFinishedTrialError, ValueError):
+    # Another process may write it at this moment: ValueError of `tell`, RuntimeError of the storage.
+    with contextlib.suppress(RuntimeError, ValueError):
         if _frozen(study, number).state.is_finished():
             return
         complete = isinstance(score, int | float) and not math.isnan(score) and error is None and not pruned
@@ -414,13 +421,13 @@ class JobTrial:
     def hopeless(self, score: float, step: int) -> bool:
         """Report a validation score, once for each step; whether to stop. A storage that does not answer stops
         nothing."""
-        from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+        from optuna.exceptions import StorageInternalError
 
         try:
             if step not in _frozen(self.trial.study, self.number).intermediate_values:
                 self.trial.report(score, step)
             return bool(self.trial.should_prune())
-        except (StorageInternalError, UpdateFinishedTrialError, OSError, ValueError) as error:
+        except (StorageInternalError, RuntimeError, OSError, ValueError) as error:  # RuntimeError: it has ended
             log.warning("trial %d: %s is not reported: %s", self.number, score, sentence(error).splitlines()[0])
             return False
 
