@@ -300,7 +300,8 @@ EXAMPLES = """examples:
   python -m src.runs runs/flickr8k --split test --csv scores.csv all columns, for a spreadsheet; `-` prints them
 
 Tables show scores × 100; filters and CSV have them as scores.json does, from 0 to 1 (CIDEr to 10).
-States: running, finished, failed, interrupted (stopped or killed: ckpt=last goes on), unknown (no status.json).
+States: running, finished, failed, interrupted (stopped or killed: ckpt=last goes on), pruned (ended by its study),
+unknown (no status.json).
 """
 
 
