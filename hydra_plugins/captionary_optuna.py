@@ -5,6 +5,7 @@ As captionary.py, it imports what takes long, and this project, where it is used
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,7 +86,10 @@ class OptunaSweeper(Sweeper):
         space = search_space(overrides)
         fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
         command = f"python -m src.{self.config.hydra.job.name}"
-        study = open_study(self.storage, self.study_name, self.direction, self.monitor, space, fixed, command)
+        try:
+            study = open_study(self.storage, self.study_name, self.direction, self.monitor, space, fixed, command)
+        except ValueError as error:  # a storage that is none, or a study of something else
+            sys.exit(f"error: {error}")
         done = 0
         with working(self.storage) as worker:
             while trials := take(study, self.storage, space, worker, self.sampler, self.n_trials, self.n_jobs):

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from src.files import write_atomically
 from src.runs import Row, cell, sentence, text_table
-from src.trials import open_storage, storage_file
+from src.trials import open_storage, storage_file, without_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -153,7 +153,7 @@ def write_page(study: "Study", path: Path, storage: str) -> str:
     figures = plots(study)
     html = environment.get_template("studies.html.j2").render(
         name=study.study_name,
-        storage=storage,
+        storage=without_password(storage),
         summary=summary(study),
         score=score_name(study),
         direction=study.direction.name.lower(),
@@ -210,7 +210,7 @@ def _found(storage: str, name: str | None) -> "Study | list[str]":
         return names
     if name not in names:
         there = f"there are {', '.join(names)}" if names else "there is none"
-        raise ValueError(f"{storage}: no study{f' {name}' if name else ''}; {there}")
+        raise ValueError(f"{without_password(storage)}: no study{f' {name}' if name else ''}; {there}")
     return optuna.load_study(study_name=name, storage=opened)
 
 

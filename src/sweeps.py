@@ -69,9 +69,10 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     trial = JobTrial.of_this_job()
     if (folder / NOTE).exists():  # launched again, because a job's process was killed, perhaps this one's
         done = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        if trial:
-            trial.ended(done["state"], done["score"], done.get("error"))
-        return math.nan if done["state"] == "failed" else done["score"]
+        if done["state"] != "running":  # else a cluster has put it back in its queue, or this is another rank of it
+            if trial:
+                trial.ended(done["state"], done["score"], done.get("error"))
+            return math.nan if done["state"] == "failed" else done["score"]
     note: Row = {"state": "running", "overrides": called()["overrides"], "run": None, "score": None}
     try:
         run = run_folder(config)

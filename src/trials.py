@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import re
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +84,13 @@ def open_storage(storage: str) -> "BaseStorage":
                 return JournalStorage(JournalFileBackend(str(file)))
             return RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": 60}})
     except Exception as error:  # of the database's driver, of any kind
-        raise ValueError(f"storage={storage}: no storage of studies: {sentence(error).splitlines()[0]}") from error
+        what = sentence(error).splitlines()[0]
+        raise ValueError(f"storage={without_password(storage)}: no storage of studies: {what}") from error
+
+
+def without_password(storage: str) -> str:
+    """A storage as it can be shown: a URL without its user and password."""
+    return re.sub(r"://[^/]*@", "://", storage)
 
 
 def is_study(sweeper: Mapping[str, Any]) -> bool:
@@ -259,8 +266,8 @@ def open_study(
     elif known != about:
         what = next(key for key in about if known.get(key) != about[key])
         raise ConfigError(
-            f"study {name} of {storage} is another search: its {what} was {known.get(what)}, not {about[what]}; "
-            "give hydra.sweeper.study_name=NAME"
+            f"study {name} of {without_password(storage)} is another search: its {what} was {known.get(what)}, not "
+            f"{about[what]}; give hydra.sweeper.study_name=NAME"
         )
     return study
 
@@ -414,9 +421,16 @@ class JobTrial:
             self.trial.set_user_attr("job", str(job))
 
     def ended(self, state: str, score: float | None, error: str | None) -> None:
-        """Note how it ended, `state` as in the job's note."""
-        if _first():
+        """Note how it ended, `state` as in the job's note. Where the storage does not answer, the sweep notes what the
+        job returns."""
+        from optuna.exceptions import StorageInternalError
+
+        if not _first():
+            return
+        try:
             finish(self.trial.study, self.number, score, error, pruned=state == "pruned")
+        except (StorageInternalError, OSError) as fault:
+            log.warning("trial %d: its end is not noted: %s", self.number, sentence(fault).splitlines()[0])
 
     def hopeless(self, score: float, step: int) -> bool:
         """Report a validation score, once for each step; whether to stop. A storage that does not answer stops

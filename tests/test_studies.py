@@ -15,11 +15,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from src import studies
 from src.config import ROOT
-from src.runs import STATUS, read_run
+from src.runs import LOCK, STATUS, read_run
 from src.studies import best_command, write_page
 from src.sweeps import NOTE
 from src.trials import KILLED, LOST, lock_folder, open_storage
@@ -260,6 +261,9 @@ def test_failed_trials_do_not_end_a_sweep(tmp_path):
     assert [set(trial.params) for trial in found] == [{"optimizer.lr", "seed"}] * 5
     assert found[4].params["optimizer.lr"] < 1, "the command line comes first"
     assert "decoder=lstm" in json.loads((Path(found[4].user_attrs["job"]) / NOTE).read_text())["overrides"]
+    other = call(script, *overrides[:-3], "seed=5,6", expect=1)
+    assert other.startswith("error: study s of ") and "is another search: its space was" in other
+    assert len(other.splitlines()) == 1
 
 
 @pytest.mark.parametrize("launcher", ["parallel", pytest.param("submitit_local", marks=pytest.mark.slow)])
@@ -273,6 +277,20 @@ def test_a_killed_job_is_a_failed_trial(launcher, tmp_path):
     killed, other = trials(storage)
     assert killed.state is TrialState.FAIL and KILLED in killed.user_attrs["error"]
     assert other.state is TrialState.COMPLETE or launcher == "parallel"  # which may lose what ran beside it
+
+
+def test_a_trial_waits_for_the_run_of_another_with_the_same_values(tmp_path):
+    storage, run = tmp_path / "studies.log", tmp_path / "run"
+    run.mkdir()
+    process = start(
+        *pretend(tmp_path, f"hydra.sweeper.storage={storage}", "hydra.sweeper.n_trials=1", f"run_dir={run}")
+    )
+    with FileLock(run / LOCK):
+        while not any("it trains" in log.read_text() for log in tmp_path.glob("sweep/0/train.log")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        assert states(storage) == ["RUNNING"] and process.poll() is None
+    assert process.communicate(timeout=300) and states(storage) == ["COMPLETE"]
 
 
 def test_processes_share_a_study(tmp_path):

@@ -28,6 +28,7 @@ from src.trials import (
     search_space,
     storage_file,
     take,
+    without_password,
     working,
 )
 
@@ -139,6 +140,7 @@ def test_storages_are_files_or_urls(tmp_path, monkeypatch):
     assert storage_file("runs/a.db") == storage_file("sqlite:///runs/a.db") == tmp_path / "runs" / "a.db"
     assert storage_file(f"sqlite:///{tmp_path}/a.db") == tmp_path / "a.db"
     assert storage_file("postgresql://someone@host/studies") is None
+    assert without_password("postgresql://someone:secret@host/studies") == "postgresql://host/studies"
     assert lock_folder("runs/a.db") == tmp_path / "runs" / ".a.db.locks"
 
 
