@@ -86,8 +86,9 @@ class OptunaSweeper(Sweeper):
         space = search_space(overrides)
         fixed = [str(each.input_line) for each in overrides if not each.is_sweep_override()]
         command = f"python -m src.{self.config.hydra.job.name}"
+        where = self.storage, self.study_name, self.direction
         try:
-            study = open_study(self.storage, self.study_name, self.direction, self.monitor, space, fixed, command)
+            study = open_study(*where, self.monitor, space, fixed, command, self.pruner)
         except ValueError as error:  # a storage that is none, or a study of something else
             sys.exit(f"error: {error}")
         done = 0

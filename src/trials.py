@@ -158,25 +158,25 @@ def _distribution(override: Override) -> "BaseDistribution":
         raise ValueError(f"tag({', '.join(sorted(wrong))}, …) means nothing here; log does")
     if getattr(value, "shuffle", False):
         raise ValueError("shuffle means nothing here: trials are drawn in the sampler's order")
-    log = "log" in tags
+    even = "log" in tags  # by order of magnitude
     if isinstance(value, IntervalSweep):
         assert value.start is not None and value.end is not None
         if isinstance(value.start, int) and isinstance(value.end, int):
-            return IntDistribution(value.start, value.end, log=log)
-        return FloatDistribution(value.start, value.end, log=log)
+            return IntDistribution(value.start, value.end, log=even)
+        return FloatDistribution(value.start, value.end, log=even)
     if isinstance(value, RangeSweep):
         steps = list(value.range())
         if not steps:
             raise ValueError("an empty range")
         low, high = min(steps), max(steps)
-        if log:
+        if even:
             if not (isinstance(low, int) and abs(value.step) == 1):
                 raise ValueError("of ranges, only those of whole numbers with steps of 1 can be tag(log, …)")
             return IntDistribution(low, high, log=True)
         if all(isinstance(step, int) for step in steps):
             return IntDistribution(low, high, step=abs(int(value.step)))
         return FloatDistribution(float(low), float(high), step=abs(float(value.step)))
-    if log:
+    if even:
         raise ValueError("tag(log, …) is for range(…) and interval(…)")
     return CategoricalDistribution(list(dict.fromkeys(override.sweep_string_iterator())))
 
@@ -232,6 +232,7 @@ def open_study(
     space: Mapping[str, Axis],
     fixed: Sequence[str],
     command: str,
+    pruner: Mapping[str, Any],
 ) -> "Study":
     """The study of this name, made where it is not there.
 
@@ -242,6 +243,7 @@ def open_study(
         space: what its trials vary.
         fixed: the overrides that they share.
         command: what is called with them.
+        pruner: its config; hyperband draws each bracket's trials by that bracket's.
 
     Raises:
         ConfigError: a study of this name has other trials.
@@ -252,6 +254,7 @@ def open_study(
         storage=open_storage(storage),
         study_name=name,
         direction=direction,  # type: ignore[arg-type]
+        pruner=instantiate(pruner, OPTUNA),
         load_if_exists=True,
     )
     about = {

@@ -1,6 +1,9 @@
 """Search spaces, taking trials and ending them, pruning: against Optuna's own objects."""
 
+import importlib.util
 import math
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -13,7 +16,7 @@ from optuna.distributions import FloatDistribution as Float
 from optuna.distributions import IntDistribution as Whole
 from optuna.trial import TrialState
 
-from src.config import CONF, plain
+from src.config import CONF, ROOT, plain
 from src.model import ConfigError
 from src.trials import (
     LOST,
@@ -135,6 +138,19 @@ def test_what_cannot_work_is_refused(override, sentence):
 # ---------------------------------------------------------------- storages
 
 
+@pytest.mark.parametrize("package", ["optuna", "plotly"])
+def test_a_missing_package_is_named(package, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(ValueError, match=f"needs {package}: `pip install optuna plotly` first"):
+        check_sweeper(sweeper(), LR)
+
+
+def test_nothing_else_needs_optuna():
+    code = "import sys, src.train, src.studies, hydra_plugins.captionary_optuna; print('optuna' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 def test_storages_are_files_or_urls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert storage_file("runs/a.db") == storage_file("sqlite:///runs/a.db") == tmp_path / "runs" / "a.db"
@@ -168,6 +184,7 @@ def storage(request, tmp_path):
 
 def study(storage: str, space=SPACE, **changes):
     given = {"name": "s", "direction": "maximize", "monitor": "val/CIDEr", "fixed": ["seed=1"], "command": "train"}
+    given["pruner"] = MEDIAN
     return open_study(storage, space=space, **given | changes)
 
 
