@@ -32,6 +32,7 @@ from src.config import CONF, given_fields, plain
 from src.initial import started
 from src.model import ConfigError
 from src.runs import flat
+from src.trials import check_sweeper, is_study
 
 WHOLE_GRID = 16
 """A sweep of no more jobs than these is checked job by job; of a larger one, each value once."""
@@ -101,9 +102,19 @@ def refuse(name: str, flags: Namespace) -> None:
         _check_cluster(str(config.hydra.launcher.get("_target_")), bool(sweep))
         # A launcher of another machine, such as a cluster's, may find there what is missing here.
         here = not sweep or "BasicLauncher" in str(config.hydra.launcher.get("_target_"))
-        for lines in _jobs(overrides, _sweeper_values(config, hydra)) if sweep else [first]:
+        more = _sweeper_values(config, hydra)
+        study = sweep and is_study(config.hydra.sweeper)
+        if study:
+            check_sweeper(plain(config.hydra.sweeper), [*overrides, *more])
+        for lines in _jobs(overrides, more, exact=study) if sweep else [first]:
             job = _resolved(_composed(hydra, primary, lines), primary)
-            check(started(job, given_fields())[0] if here else job, name, here)
+            try:
+                check(started(job, given_fields())[0] if here else job, name, here)
+            except ConfigError as error:
+                key, _, wrong = str(error).partition("=")
+                real = [e.key_or_group for e in (*overrides, *more) if e.is_interval_sweep()] if study else []
+                hint = "; int(interval(…)) draws whole numbers" if key in real and "whole number" in wrong else ""
+                raise ConfigError(f"{error}{hint}") from error
 
 
 def _check_cluster(launcher: str, sweep: bool) -> None:
@@ -135,13 +146,12 @@ def _hydra(name: str, flags: Namespace) -> Iterator[Hydra]:
 # ------------------------------------------------------------------ sweeps
 
 
-def _values(override: Override) -> Iterator[str]:
-    """What is worth a look of what a sweep varies: all choices, the ends of an interval or a range."""
+def _values(override: Override, exact: bool = False) -> Iterator[str]:
+    """What is worth a look of what a sweep varies: all choices, the ends of an interval or a range; `exact`: as they
+    are, else 64 for 64.0, as there are sweepers that give whole fields whole numbers."""
     value = override.value()
     if isinstance(value, IntervalSweep):
-        yield from (
-            f"{end:g}" for end in (value.start, value.end)
-        )  # 64, not 64.0: sweepers give whole fields whole numbers
+        yield from (str(end) if exact else f"{end:g}" for end in (value.start, value.end))
         return
     values = list(override.sweep_string_iterator())
     yield from dict.fromkeys((values[0], values[-1])) if override.is_range_sweep() else values
@@ -158,11 +168,13 @@ def _sweeper_values(config: DictConfig, hydra: Hydra) -> list[Override]:
     return [_parsed(f"{key}={value}", hydra) for key, value in written if isinstance(value, str | int | float)]
 
 
-def _jobs(overrides: Sequence[Override], more: Sequence[Override]) -> list[list[str]]:
+def _jobs(overrides: Sequence[Override], more: Sequence[Override], exact: bool) -> list[list[str]]:
     """The command lines of a sweep's jobs; of a large one, as many as bring every value once."""
     given = {each.key_or_group for each in overrides}
     axes = [
-        [_line_of(each, value) for value in _values(each)] if each.is_sweep_override() else [str(each.input_line)]
+        [_line_of(each, value) for value in _values(each, exact)]
+        if each.is_sweep_override()
+        else [str(each.input_line)]
         for each in (*overrides, *(each for each in more if each.key_or_group not in given))
     ]
     if math.prod(map(len, axes)) <= WHOLE_GRID:

@@ -145,9 +145,9 @@ def begin(loggers: Sequence[Logger], config: dict[str, Any], code: str) -> None:
         logger.log_hyperparams({**flat(config), "code_version": code})
 
 
-def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle: Path) -> None:
+def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle: Path | None = None) -> None:
     """Give every logger the final scores, those that are numbers; TensorBoard its row of hyperparameters and scores;
-    W&B the bundle. Closes W&B's run."""
+    W&B the bundle, if there is one. Closes W&B's run."""
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):

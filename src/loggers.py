@@ -127,12 +127,12 @@ class WandbOrOffline(WandbLogger):
             write_atomically(kept, f"{id}\n")
         super().__init__(save_dir=save_dir, offline=offline, id=id, **options)
 
-    def finish(self, bundle: Path, scores: Mapping[str, float]) -> None:
-        """Keep a bundle as the run's model artifact, with its scores beside it, and close the run."""
+    def finish(self, bundle: Path | None, scores: Mapping[str, float]) -> None:
+        """Keep a bundle, if there is one, as the run's model artifact, with its scores beside it; close the run."""
         import wandb
 
         run = self.experiment
-        if self.log_bundle:
+        if self.log_bundle and bundle is not None:
             name = re.sub(r"[^\w.-]+", "-", f"captioner-{run.name or run.id}")[:128]
             artifact = wandb.Artifact(name, type="model", metadata=dict(scores))
             # Not copied into the user's home first: what is logged offline is sent from the run's folder.

@@ -102,7 +102,8 @@ def recorded(run: Path, about: Mapping[str, Any], resumes: bool = False, keep: b
     write_atomically(run / STATUS, json.dumps(record, indent=2) + "\n")
     try:
         yield record
-        record["state"] = "finished"
+        if record["state"] == "running":  # not where the training has ended otherwise, and says so
+            record["state"] = "finished"
     except Exception as error:
         record |= {"state": "failed", "error": sentence(error)}
         raise
@@ -140,7 +141,7 @@ def read_run(run: Path, name: str, split: str, config: bool = False) -> Row:
         ValueError: one of its files is damaged; the message names it.
     """
     status = _read(run / STATUS) or {"state": "unknown"}
-    if status["state"] == "running" and not _is_locked(run / LOCK):
+    if status["state"] == "running" and not is_locked(run / LOCK):
         status["state"] = "interrupted"  # killed, before it could say so
     choices = status.pop("choices", {})
     fields = flat(_read(run / "config.yaml") or {}) if config else {}
@@ -179,7 +180,8 @@ def _read(path: Path) -> Row | None:
     return found
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Whether some process holds a lock file that is there."""
     if not path.exists():
         return False
     try:
@@ -309,7 +311,8 @@ EXAMPLES = """examples:
   python -m src.runs runs/flickr8k --split test --csv scores.csv all columns, for a spreadsheet; `-` prints them
 
 Tables show scores × 100; filters and CSV have them as scores.json does, from 0 to 1 (CIDEr to 10).
-States: running, finished, failed, interrupted (stopped or killed: ckpt=last goes on), unknown (no status.json).
+States: running, finished, failed, interrupted (stopped or killed: ckpt=last goes on), pruned (ended by its study),
+unknown (no status.json).
 """
 
 

@@ -20,16 +20,18 @@ from joblib import cpu_count
 from omegaconf import DictConfig, ListConfig
 
 from src.config import NOT_IN_NAME, called, given_fields, plain
-from src.files import write_atomically
+from src.files import locked, write_atomically
 from src.initial import started
 from src.interruption import is_first
 from src.runs import (
+    LOCK,
     SCORES,
     STATUS,
     Row,
     csv_table,
     flat,
     in_order,
+    is_locked,
     last_checkpoint,
     markdown_table,
     read_run,
@@ -37,6 +39,7 @@ from src.runs import (
     sentence,
     text_table,
 )
+from src.trials import JobTrial, is_study
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ def sweep_job(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
     A job that fails returns NaN, says one sentence and leaves its traceback in its log file: the sweep goes on, and
     ends with a non-zero status. A run that an earlier sweep finished is not trained again; one that was stopped goes on
-    from its last checkpoint.
+    from its last checkpoint. The job of a study's trial says there how it ended.
     """
 
     @functools.wraps(main)
@@ -64,28 +67,38 @@ def sweep_job(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
-    if (folder / NOTE).exists():  # launched again, because another job's process was killed
+    trial = JobTrial.of_this_job()
+    if (folder / NOTE).exists():  # launched again, because a job's process was killed, perhaps this one's
         done = json.loads((folder / NOTE).read_text(encoding="utf-8"))
         if done["state"] != "running":  # else a cluster has put it back in its queue, or this is another rank of it
+            if trial:
+                trial.ended(done["state"], done["score"], done.get("error"))
             return math.nan if done["state"] == "failed" else done["score"]
     note: Row = {"state": "running", "overrides": called()["overrides"], "run": None, "score": None}
     try:
         run = run_folder(config)
         note["run"] = str(run)
         _write(folder, note)
+        if trial:
+            trial.began(run, folder)
+            if is_locked(run / LOCK):  # of another trial with the same values, or of a lost one that still runs
+                with locked(run / LOCK, f"it trains {run}"):
+                    pass
         keep_to_share(config, hydra.job.num, hydra.launcher.get("n_jobs", 1))
         keep_to_one_process(config, hydra.launcher._target_)
         if take_up(config, run):
             note |= {"state": "reused", "score": json.loads((run / STATUS).read_text()).get("best")}
             log.info("%s is finished already", run)
         else:
-            note |= {"score": main(config), "state": "finished"}
+            note |= {"score": main(config), "state": "pruned" if trial and is_pruned(run) else "finished"}
     except Exception as error:
         note |= {"state": "failed", "error": sentence(error)}
         with (folder / f"{hydra.job.name}.log").open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
         log.error("job %s failed: %s", hydra.job.num, note["error"])
     _write(folder, note)
+    if trial:
+        trial.ended(note["state"], note["score"], note.get("error"))
     gc.collect()  # the next job in this process needs the memory
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -127,7 +140,7 @@ def keep_to_one_process(config: DictConfig, launcher: str) -> None:
     Raises:
         ValueError: the job asks for several devices.
     """
-    if "Submitit" in launcher:
+    if "submitit" in launcher.lower():
         return
     devices, several = config.trainer.devices, torch.cuda.device_count() > 1
     if devices == "auto":
@@ -140,6 +153,11 @@ def keep_to_one_process(config: DictConfig, launcher: str) -> None:
             f"trainer.devices={devices} in a sweep: its jobs have one device each (hydra/launcher=parallel takes turns "
             "on the GPUs); call trainings of several devices one by one"
         )
+
+
+def is_pruned(run: Path) -> bool:
+    """Whether a run was ended early because its study had better ones."""
+    return (run / STATUS).exists() and json.loads((run / STATUS).read_text(encoding="utf-8"))["state"] == "pruned"
 
 
 def take_up(config: DictConfig, run: Path) -> bool:
@@ -197,6 +215,8 @@ class SweepSummary(Callback):
     ends the process with status 1 if a job failed."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        if is_study(config.hydra.sweeper):  # its sweeper takes a folder of its own
+            return
         for note in _notes(Path(config.hydra.sweep.dir)):  # of an earlier sweep in this folder
             note.unlink()
 
@@ -218,7 +238,7 @@ class SweepSummary(Callback):
         for row in failed:
             what = " ".join(f"{key}={row[key]}" for key in columns if key in settings(row))
             print(f"failed: {what or row['run']}: {row['error']}")
-        if failed:
+        if failed and not is_study(config.hydra.sweeper):
             print("The same call again tries these anew and keeps the others.")
         print(f"{sweep / 'summary.csv'}, summary.md beside it; each job's log is in its folder there", flush=True)
         if failed:

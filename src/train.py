@@ -52,6 +52,7 @@ from src.runs import STATUS, last_checkpoint, recorded, run_folder
 from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
 from src.training import CaptioningModule, ShardedCaptioningModule
+from src.trials import Pruning, monitored
 
 log = logging.getLogger(__name__)
 
@@ -191,6 +192,8 @@ def _train(
     objective = instantiate(config["objective"])
     objective.begin(model, data)
     callbacks = [instantiate(c, TRAINING) for c in (config.get("callbacks") or {}).values() if c]
+    pruning = Pruning.of_this_job(monitored(config)[0])
+    callbacks += [pruning] if pruning else []
     callbacks.sort(key=lambda callback: isinstance(callback, LastCheckpoint))  # which keeps what the others made
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
@@ -257,6 +260,11 @@ def _train(
         record |= {"best": float(score), "monitor": monitor, "mode": mode}
         results = {f"best/{monitor}": float(score)}
     first = trainer.is_global_zero
+    if pruning and pruning.pruned:  # neither a bundle nor scores; ckpt=last goes on with it
+        record["state"] = "pruned"
+        if first:
+            end(trainer.loggers, results, trainer.global_step)
+        return None if score is None else float(score)
     captioner = Captioner(
         bundle.model,
         vocabulary,

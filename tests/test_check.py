@@ -100,6 +100,15 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
         ("-m 'decoder.hidden=interval(0,512)'", "decoder.hidden=0: at least 1"),
         ("-m '+hydra.sweeper.params={seed:1}'", "hydra.sweeper.params"),
         ("-m 'decoder=glob(*)' foo=1", "foo: no such group or field"),
+        ("-m hydra/sweeper=optuna seed=3", "hydra/sweeper=optuna: nothing varies"),
+        ("-m hydra/sweeper=optuna 'optimizer.lr=tag(log,interval(0,1))'", "optimizer.lr=tag(log,interval(0,1)): "),
+        ("-m hydra/sweeper=optuna 'optimizer.lr=interval(-1,1)'", "optimizer.lr=-1.0: Invalid learning rate"),
+        (
+            "-m hydra/sweeper=optuna 'decoder.hidden=interval(64,512)'",
+            "decoder.hidden=64.0: a whole number (int) is wanted; int(interval(…)) draws whole numbers",
+        ),
+        ("-m hydra/sweeper=optuna seed=0,1 hydra.sweeper.n_trials=0", "hydra.sweeper.n_trials=0: at least 1"),
+        ("-m hydra/sweeper=optuna seed=0,1 hydra/sweeper/pruner=mean", "hydra/sweeper/pruner"),
     ],
 )
 def test_command_lines_that_cannot_be(line, sentence, refused):

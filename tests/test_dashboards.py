@@ -187,9 +187,13 @@ def test_a_run_of_wandb_is_not_shared_by_two_trainings(tmp_path, monkeypatch):
     second = WandbOrOffline(str(tmp_path / "second"), project="p", log_bundle=False)
     names.append(second.experiment.id)
     second.finish(tmp_path / "bundle", {})
-    assert names[0] != names[1]
-    (record,) = (tmp_path / "second" / "wandb").glob(f"offline-run-*/run-{names[1]}.wandb")
-    assert b"captioner-" not in record.read_bytes()
+    third = WandbOrOffline(str(tmp_path / "third"), project="p")
+    names.append(third.experiment.id)
+    third.finish(None, {})  # a pruned run, which has none
+    assert len(set(names)) == 3
+    for name, folder in zip(names[1:], ("second", "third"), strict=True):
+        (record,) = (tmp_path / folder / "wandb").glob(f"offline-run-*/run-{name}.wandb")
+        assert b"captioner-" not in record.read_bytes()
 
 
 class Drawn(GreedySearch):

@@ -5,10 +5,13 @@ import re
 import shlex
 from pathlib import Path
 
+import optuna
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import caption, compare, evaluate, report, runs, tags, words
+from src import caption, compare, evaluate, report, runs, studies, tags, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
+from src.command import _line_of, _values
 from src.confidence import Calibration
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
@@ -17,6 +20,7 @@ from src.model import build
 from src.prepare import __main__ as prepare
 from src.results import references_digest
 from src.train import train
+from src.trials import open_storage
 from tests.conftest import tiny_config
 from tests.prepare import originals
 from tests.test_compare import evaluated
@@ -63,11 +67,17 @@ def bundle(tmp_path, vocabulary: Vocabulary) -> Path:
     return save(tmp_path / "bundle", vocabulary.extended([], controls={"<zh>": 1, "<length=5>": 1}))
 
 
+def one_job(arguments: list[str]) -> list[str]:
+    """The overrides of the first job of a sweep, or of a call that is none."""
+    overrides = OverridesParser.create().parse_overrides([a for a in arguments if a != "-m"])
+    return [_line_of(o, next(_values(o, exact=True))) if o.is_sweep_override() else o.input_line for o in overrides]
+
+
 @pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
 def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     arguments = [f"init={bundle}" if a.startswith("init=") else a for a in arguments]
-    swept = [re.sub(r"=([^\[,]+),.*", r"=\1", a) for a in arguments if a != "-m"]  # one job of a sweep
+    swept = one_job(arguments)
     mine = [a for a in swept if a.split("=")[0] not in ("data", "data.root", "data.train", "data.split", "data.val")]
     # The tiny data's regions are 2048 wide.
     # What several processes do, tests/test_distributed.py tries.
@@ -195,6 +205,15 @@ def test_list_commands(arguments, tmp_path, monkeypatch):
     assert (tmp_path / "curve.svg").exists() == ("--curve" in arguments)
 
 
+@pytest.mark.parametrize("arguments", commands("src.studies"), ids=identify)
+def test_study_commands(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = studies.parser().parse_args(arguments)
+    optuna.create_study(storage=open_storage(asked.storage), study_name=asked.study)
+    assert studies.main(arguments) == 0
+    assert not asked.output or asked.output.exists()
+
+
 @pytest.mark.parametrize("arguments", commands("src.compare"), ids=identify)
 def test_comparison_commands(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -236,7 +255,7 @@ def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
 
 
 def test_there_are_commands_of_each_kind():
-    modules = ("train", "evaluate", "caption", "prepare", "runs", "compare", "report", "tags", "words")
+    modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 
@@ -251,8 +270,9 @@ def test_the_group_table_names_what_conf_holds():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for folder in sorted(p for p in (ROOT / "conf").iterdir() if p.is_dir()):
         assert f"`{folder.name}`" in readme, folder.name
-        for choice in folder.glob("*.yaml"):
-            assert f"`{choice.stem}`" in readme, choice
+        for choice in folder.rglob("*.yaml"):  # those within others, as `hydra/sweeper=optuna`
+            named = f"{choice.parent.relative_to(ROOT / 'conf')}={choice.stem}`"
+            assert f"`{choice.stem}`" in readme or named in readme, choice
 
 
 def test_every_config_field_is_commented():

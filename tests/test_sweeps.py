@@ -285,7 +285,7 @@ def test_several_processes_a_job_are_refused(devices):
     job.trainer.devices = devices
     with pytest.raises(ValueError, match="in a sweep: its jobs have one device each"):
         sweeps.keep_to_one_process(job, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
-    sweeps.keep_to_one_process(job, "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SubmititLauncher")
+    sweeps.keep_to_one_process(job, "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher")
     for devices in ("auto", 1, [0], "1", -1):
         job.trainer.devices = devices
         sweeps.keep_to_one_process(job, "BasicLauncher")
