@@ -8,10 +8,11 @@ from pytorch_lightning.callbacks import Callback
 
 from src.averaging import MovingAverage
 from src.check import check
-from src.model import ConfigError, build
+from src.model import CaptioningModel, ConfigError, build
 from src.objectives import CrossEntropy
+from src.train import train
 from tests.conftest import tiny_config
-from tests.test_configs import composed
+from tests.test_configs import composed, tiny
 from tests.test_training import fit, make, weights
 
 compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler, and there is no g++")
@@ -76,3 +77,13 @@ def test_with_weights_that_are_shared_out_it_is_refused(shapes):
     tables = ["data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv", "encoder=cnn"]
     with pytest.raises(ConfigError, match="compile=true with trainer=fsdp: not tried together"):
         check(composed([*tables, "compile=true", "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]))
+
+
+def test_the_choice_is_read(shapes, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(CaptioningModel, "compile_parts", lambda model: compiled.append(model))
+    plainly = ["encoder=cnn", "encoder.width=32", "generation=greedy", "evaluate_splits=[]", *tiny(shapes, tmp_path)]
+    train(composed([*plainly, "compile=true"]))
+    assert len(compiled) == 1
+    train(composed(plainly))
+    assert len(compiled) == 1
