@@ -47,6 +47,14 @@ def small(shapes: Path, cache: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """Ctrl-C is heeded here and in what is started, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def settings(shapes, tmp_path_factory):
     return small(shapes, tmp_path_factory.mktemp("cache"))
