@@ -5,6 +5,8 @@ OLDEST ?= .venv-oldest
 EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,clip,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
+# Tests run in so many processes, of one thread each.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
@@ -38,13 +40,13 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@echo "It knows drawings only; for photographs, train on your own TSV (README.md)."
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
-	$(RUN) -m pytest -m 'not flickr8k and not slow'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not flickr8k and not slow'
 
 test-slow: $(VENV)/installed ## every choice of the model's parts with every other: minutes
 	$(RUN) -m pytest -m slow
 
 test-oldest: $(OLDEST)/installed ## the same with the lowest versions of everything, in .venv-oldest
-	$(OLDEST)/bin/python -m pytest -m 'not flickr8k and not slow'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadfile -m 'not flickr8k and not slow'
 
 test-flickr8k: $(VENV)/installed ## a short training on Flickr8k's photographs, their folder in FLICKR8K
 	$(RUN) -m pytest -m flickr8k

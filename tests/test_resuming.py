@@ -96,7 +96,7 @@ def whole(settings, tmp_path_factory):
     return folder / "run"
 
 
-def wait_for(condition, process=None, seconds=120):
+def wait_for(condition, process=None, seconds=300):
     """Until it holds, or the process has ended."""
     end = time.monotonic() + seconds
     while not (found := condition()):
