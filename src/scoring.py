@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.data.shards import picture_of
 from src.data.tokenizer import MixedTokenizer
 from src.metrics.bleu import bleu_of
 from src.metrics.captions import METRICS, CaptionScorer, Scores, Tokenization
@@ -156,6 +155,8 @@ class Scorer:
                 log.warning("SPICE was not computed: %s", error)
                 not_computed["SPICE"] = str(error)
         if self.clip is not None:
+            from src.data.shards import picture_of  # here: it brings torch
+
             pictures = {image: picture_of(self.root or Path(), image) for image in captions}
             by_clip = self.clip.score(pictures, captions, references, progress=True)
             corpus |= {name: float(column.mean()) for name, column in by_clip.items()}
