@@ -1,6 +1,7 @@
 """What tests share: tiny models and a tiny data set of pictures drawn on the spot."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,14 @@ def tiny_config(decoder: str = "lstm_attn", attention: str = "additive", **overr
         part, name = key.split("__")
         config[part][name] = value
     return config
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test logs of file names that are no UTF-8 can't be sent between the suite's processes as it is."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture
