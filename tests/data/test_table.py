@@ -38,6 +38,17 @@ def test_strings_are_the_list_that_they_came_from():
     assert pickle.loads(pickle.dumps(strings.take(places))) == ["café", "a dog", "a dog"]
 
 
+def test_a_digest_is_of_the_texts_however_they_are_kept(monkeypatch):
+    strings = Strings.of(TEXTS)
+    digest = strings.digest()
+    assert digest == strings.take(np.arange(6)).digest() == strings.gathered(np.arange(6)).digest()
+    assert strings.take(np.array([5, 0])).digest() == Strings.of(["café", "a dog"]).digest()
+    monkeypatch.setattr(table_module, "BLOCK", 2)
+    assert digest == strings.digest() == strings.take(np.arange(6)).digest()
+    others = [TEXTS[:-1], TEXTS[::-1], ["a ", "dog", *TEXTS[1:]], ["a do", "g", *TEXTS[2:]]]
+    assert len({digest, *(Strings.of(other).digest() for other in others), Strings.of([]).digest()}) == 6
+
+
 def test_groups_are_nested_lists():
     groups = Groups(Strings.of("abcdef"), np.array([0, 2, 2, 6]))
     assert groups == [["a", "b"], [], ["c", "d", "e", "f"]] == list(groups)
