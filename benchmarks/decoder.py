@@ -200,11 +200,11 @@ class Ours:
 # ---------------------------------------------------------------- what is timed
 
 
-def regions_and_tokens(setting: Setting, images: int, captions: int) -> tuple[Tensor, Tensor]:
-    """Random regions (B, R, D) as the cache holds them, and captions (B, Q, T)."""
+def regions_and_tokens(setting: Setting, images: int, captions: int, length: int = WORDS) -> tuple[Tensor, Tensor]:
+    """Random regions (B, R, D) as the cache holds them, and captions (B, Q, T) of so many words."""
     generator = torch.Generator().manual_seed(1)
     regions = torch.rand(images, setting.regions, setting.width, dtype=torch.float16, generator=generator)
-    words = torch.randint(len(SPECIALS), setting.vocabulary, (images, captions, WORDS), generator=generator)
+    words = torch.randint(len(SPECIALS), setting.vocabulary, (images, captions, length), generator=generator)
     ends = torch.ones(images, captions, 1, dtype=torch.long)
     return regions, torch.cat([BOS * ends, words, EOS * ends], -1)
 

@@ -61,6 +61,7 @@ def line_chart(
     across: Text,
     up: Text,
     whole: bool = True,
+    logarithmic: bool = False,
     size: tuple[int, int] = (640, 360),
 ) -> str:
     """Draw lines.
@@ -70,14 +71,20 @@ def line_chart(
         title: what is to be seen, for those who listen and for the pointer.
         across, up: the axes' names.
         whole: name only whole numbers on the axis across.
+        logarithmic: the axis across is of powers, and names the points' own places.
         size: width and height in pixels.
     """
+    named = sorted({x for line in lines for x, _ in line.points})
+    if logarithmic:
+        lines = [line._replace(points=[(math.log10(x), y) for x, y in line.points]) for line in lines]
     (left, right), (low, high) = (
         (min(v), max(v)) for v in zip(*(p for line in lines for p in line.points), strict=True)
     )
-    plane = _Plane(size, (left, max(right, left + 1)), _span(low, high), _rows(lines, size[0]))
+    plane = _Plane(size, (left, right if right > left else left + 1), _span(low, high), _rows(lines, size[0]))
     places = [tick for tick in ticks(left, right, size[0] // 50) if left <= tick <= right]
     numbers = [(tick, f"{tick:g}") for tick in places if not whole or tick == int(tick)]
+    if logarithmic:
+        numbers = [(math.log10(x), f"{x:,}") for x in named]
     parts = [plane.frame(title, across, up, numbers)]
     for line in lines:
         dots = [(plane.x(x), plane.y(y)) for x, y in line.points]

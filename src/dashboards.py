@@ -1,18 +1,22 @@
-"""What a training shows while it runs: pictures with their captions, learning rates, speed and memory; and what every
-logger gets at its beginning and end. docs/dashboards.md lists the keys."""
+"""What a training shows while it runs: pictures with their captions, histograms, learning rates, speed and memory; and
+what every logger gets at its beginning and end. docs/dashboards.md lists the keys."""
 
 import logging
+import platform
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from joblib import cpu_count
 from PIL import Image, ImageOps
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.seed import isolate_rng
+from torch.distributed.tensor import DTensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from src.captioner import Captioner
@@ -20,6 +24,7 @@ from src.data.images import ImageError
 from src.data.module import Batch, CaptionData, Item
 from src.figures import attention_figure, nothing
 from src.loggers import WandbOrOffline
+from src.ranges import at_least
 from src.runs import flat
 from src.training import CaptioningModule
 
@@ -43,7 +48,7 @@ class Pictures(lightning.Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+        boards = _boards(trainer)
         if not (boards and self.count and isinstance(data, CaptionData) and isinstance(module, CaptioningModule)):
             return
         with isolate_rng():  # a search may draw words
@@ -77,6 +82,90 @@ class Pictures(lightning.Callback):
                 board.experiment.add_text("val/captions", _markdown([example for example, _, _ in figures]), step)
             else:
                 board.log_metrics(_for_wandb(figures), step)
+
+
+class Histogram(NamedTuple):
+    """How often values fall between these edges. B bins."""
+
+    counts: np.ndarray
+    """(B,)."""
+    edges: np.ndarray
+    """(B + 1,) rising."""
+    total: float
+    """The values' sum, and that of their squares."""
+    squares: float
+
+    @classmethod
+    def of(cls, values: torch.Tensor, bins: int = 64) -> "Histogram | None":
+        """Of all finite values; None where there is none."""
+        values = values.detach().flatten().float()
+        values = values[values.isfinite()]
+        if not len(values):
+            return None
+        low, high = (float(end) for end in values.aminmax())
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        counts = torch.histc(values, bins, low, high).cpu().numpy()
+        return cls(counts, np.linspace(low, high, bins + 1), float(values.sum()), float(values.square().sum()))
+
+
+class Histograms(lightning.Callback):
+    """Weights and gradients of all that learns, and after each validation its captions' lengths and scores, to
+    TensorBoard and W&B, where one of them is a logger.
+
+    Args:
+        every_n_steps: optimizer steps from one look at the weights and gradients to the next, from the first step on.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        at_least(1, "callbacks.histograms", every_n_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+
+    def on_before_optimizer_step(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Gradients are here the mean of all ranks and accumulated batches, in their own scale, before clipping."""
+        if trainer.global_step % self.every_n_steps or not _boards(trainer):
+            return
+        found = {}
+        for name, weights in module.named_parameters():
+            if weights.grad is not None:
+                for kind, values in (("weights", weights), ("gradients", weights.grad)):
+                    # Of sharded ones every rank gives its part; all others are the same on all.
+                    values = values.full_tensor() if isinstance(values, DTensor) else values
+                    found[f"{kind}/{name.removeprefix('model.')}"] = values
+        self._log(trainer, found)
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        if isinstance(module, CaptioningModule) and module.captioned and not trainer.sanity_checking:
+            captions, scores = zip(*module.captioned.values(), strict=True)
+            found = {
+                "val/caption_lengths": torch.tensor([len(module.tokenizer.tokens(caption)) for caption in captions])
+            }
+            for name in scores[0]:
+                found[f"val/{name}_of_pictures"] = torch.tensor([score[name] for score in scores])
+            self._log(trainer, found)
+
+    def _log(self, trainer: lightning.Trainer, found: Mapping[str, torch.Tensor]) -> None:
+        if not trainer.is_global_zero:
+            return
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning counts for the scores beside them
+        histograms = {name: histogram for name, values in found.items() if (histogram := Histogram.of(values))}
+        for board in _boards(trainer):
+            if isinstance(board, TensorBoardLogger):
+                for name, (counts, edges, total, squares) in histograms.items():
+                    board.experiment.add_histogram_raw(
+                        name, edges[0], edges[-1], counts.sum(), total, squares, edges[1:], counts, step
+                    )
+            else:
+                import wandb
+
+                board.log_metrics(
+                    {name: wandb.Histogram(np_histogram=(h.counts, h.edges)) for name, h in histograms.items()}, step
+                )
 
 
 class Gauges(lightning.Callback):
@@ -139,15 +228,37 @@ class Gauges(lightning.Callback):
         self.idle_since = None
 
 
-def begin(loggers: Sequence[Logger], config: dict[str, Any], code: str) -> None:
-    """Give every logger the config, flat, and the code's version."""
+def _boards(trainer: lightning.Trainer) -> list[Any]:
+    """The loggers that show more than numbers."""
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+
+
+def environment(trainer: lightning.Trainer) -> dict[str, Any]:
+    """What a training runs in: Python, system, processors, processes, and the versions that numbers hang on."""
+    kind = trainer.strategy.root_device.type
+    cuda = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": cuda or (platform.machine() if kind == "cpu" else kind),
+        "cores": cpu_count(),
+        "processes": trainer.world_size,
+        "nodes": trainer.num_nodes,
+        "precision": str(trainer.precision),
+        **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "numpy", "pillow")},
+        **({"cuda": torch.version.cuda} if cuda else {}),
+    }
+
+
+def begin(loggers: Sequence[Logger], config: dict[str, Any], **known: Any) -> None:
+    """Give every logger the config, and what else is `known` of the run, flat."""
     for logger in loggers:
-        logger.log_hyperparams({**flat(config), "code_version": code})
+        logger.log_hyperparams(flat({**config, **known}))
 
 
-def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle: Path | None = None) -> None:
+def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, **kept: Any) -> None:
     """Give every logger the final scores, those that are numbers; TensorBoard its row of hyperparameters and scores;
-    W&B the bundle, if there is one. Closes W&B's run."""
+    W&B what is `kept` (`WandbOrOffline.finish`). Closes W&B's run."""
     numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float)}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -156,7 +267,7 @@ def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, bundle:
             logger.log_metrics(numbers, step)
         logger.finalize("success")
         if isinstance(logger, WandbOrOffline):
-            logger.finish(bundle, numbers)
+            logger.finish(numbers, **kept)
 
 
 class Example(NamedTuple):

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ class WandbOrOffline(WandbLogger):
         save_dir: where W&B's own folder `wandb/` is made.
         id: the run's, instead of the one that is kept.
         log_bundle: whether `finish` keeps the bundle as an artifact.
+        log_checkpoints: whether it keeps the checkpoints as one.
         options: WandbLogger's, and wandb.init's.
 
     Raises:
@@ -107,14 +108,21 @@ class WandbOrOffline(WandbLogger):
     package = "wandb"
     """What must be installed, asked before any work."""
 
-    def __init__(self, save_dir: str, log_bundle: bool = True, id: str | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        save_dir: str,
+        log_bundle: bool = True,
+        log_checkpoints: bool = True,
+        id: str | None = None,
+        **options: Any,
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
             raise ValueError("logger=wandb: `pip install wandb` first, or choose logger=default") from error
         if wandb.run is not None:
             wandb.finish(exit_code=1)  # of a training of this process that failed: Lightning would write on in it
-        self.log_bundle = log_bundle
+        self.log_bundle, self.log_checkpoints = log_bundle, log_checkpoints
         offline = "WANDB_MODE" not in os.environ and not wandb.api.api_key
         if offline:
             options["mode"] = "offline"  # Lightning's own switch still asks for a key
@@ -127,16 +135,28 @@ class WandbOrOffline(WandbLogger):
             write_atomically(kept, f"{id}\n")
         super().__init__(save_dir=save_dir, offline=offline, id=id, **options)
 
-    def finish(self, bundle: Path | None, scores: Mapping[str, float]) -> None:
-        """Keep a bundle, if there is one, as the run's model artifact, with its scores beside it; close the run."""
+    def finish(self, scores: Mapping[str, float], bundle: Path | None = None, checkpoints: Sequence[Path] = ()) -> None:
+        """Keep a bundle as the run's model artifact, and checkpoints as another, with the scores beside them; close the
+        run."""
+        if self.log_bundle and bundle is not None:
+            self._keep("captioner", "model", [bundle], scores, ["best"])
+        if self.log_checkpoints and checkpoints:
+            self._keep("checkpoints", "checkpoint", checkpoints, scores)
+        self.experiment.finish()
+        self._experiment = None
+
+    def _keep(
+        self, name: str, kind: str, paths: Sequence[Path], scores: Mapping[str, float], aliases: Sequence[str] = ()
+    ) -> None:
         import wandb
 
         run = self.experiment
-        if self.log_bundle and bundle is not None:
-            name = re.sub(r"[^\w.-]+", "-", f"captioner-{run.name or run.id}")[:128]
-            artifact = wandb.Artifact(name, type="model", metadata=dict(scores))
+        name = re.sub(r"[^\w.-]+", "-", f"{name}-{run.name or run.id}")[:128]
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(scores))
+        for path in paths:
             # Not copied into the user's home first: what is logged offline is sent from the run's folder.
-            artifact.add_dir(str(bundle.resolve()), policy="immutable")
-            run.log_artifact(artifact, aliases=["best"])
-        run.finish()
-        self._experiment = None
+            if path.is_dir():
+                artifact.add_dir(str(path.resolve()), policy="immutable")
+            else:
+                artifact.add_file(str(path.resolve()), policy="immutable")
+        run.log_artifact(artifact, aliases=list(aliases))

@@ -30,6 +30,8 @@ STATUS = "status.json"
 LOCK = ".training.lock"
 RECORD = ("run", "state", "started", "ended", "minutes", "epochs", "best", "monitor", "mode", "version", "overrides")
 """What status.json says of a run, and the names of those columns; `error` besides, where it failed."""
+KNOWN = ("environment", "fingerprint")
+"""What it says besides of the machine and of the data, shown as `environment.torch`, `fingerprint.train.captions`, …"""
 SCORES = ("Bleu_1", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr")
 """The scores that tables show unasked."""
 MEASURED = ("parameters", "images_per_second")
@@ -144,7 +146,8 @@ def read_run(run: Path, name: str, split: str, config: bool = False) -> Row:
     if status["state"] == "running" and not is_locked(run / LOCK):
         status["state"] = "interrupted"  # killed, before it could say so
     choices = status.pop("choices", {})
-    fields = flat(_read(run / "config.yaml") or {}) if config else {}
+    known = flat({name: status.pop(name) for name in KNOWN if name in status})
+    fields = flat(_read(run / "config.yaml") or {}) | known if config else {}
     for folder in sorted((run / "eval").glob("*/")) if config else ():
         if folder.name != split:
             fields |= {f"{folder.name}/{key}": value for key, value in _scores(folder).items()}

@@ -36,7 +36,7 @@ from src.config import (
     plain,
     precision,
 )
-from src.dashboards import begin, end
+from src.dashboards import begin, end, environment
 from src.data.control import asked
 from src.data.module import CaptionData
 from src.data.regions import region_files
@@ -48,7 +48,7 @@ from src.initial import freeze, initialise, started
 from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
 from src.model import TRAINING, build, instantiate
-from src.runs import STATUS, last_checkpoint, recorded, run_folder
+from src.runs import STATUS, checkpoints, last_checkpoint, recorded, run_folder
 from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
 from src.training import CaptioningModule, ShardedCaptioningModule
@@ -237,7 +237,10 @@ def _train(
         cached = ["val"]
         log.info("transform.augment: training pictures vary, so they are read and encoded anew every epoch")
     cache_features(config, data, model.encoder, cached, own, arithmetic, views)
-    begin(trainer.loggers, config, provenance["version"])
+    if is_first():
+        record["environment"], record["fingerprint"] = environment(trainer), data.fingerprint()
+        known = {name: record[name] for name in ("environment", "fingerprint")}
+        begin(trainer.loggers, config, code_version=provenance["version"], **known)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     best: Any = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
@@ -263,7 +266,7 @@ def _train(
     if pruning and pruning.pruned:  # neither a bundle nor scores; ckpt=last goes on with it
         record["state"] = "pruned"
         if first:
-            end(trainer.loggers, results, trainer.global_step)
+            end(trainer.loggers, results, trainer.global_step, checkpoints=checkpoints(run)[:1])
         return None if score is None else float(score)
     captioner = Captioner(
         bundle.model,
@@ -303,7 +306,9 @@ def _train(
     if first:
         if scores:
             save_bundle(run / "bundle", bundle, scores)
-        end(trainer.loggers, results, trainer.global_step, run / "bundle")
+        files = [Path(best_path)] if best_path else []
+        files += [path for path in checkpoints(run)[:1] if path not in files]
+        end(trainer.loggers, results, trainer.global_step, bundle=run / "bundle", checkpoints=files)
         log.info("bundle: %s", run / "bundle")
     return None if score is None else float(score)
 

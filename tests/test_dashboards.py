@@ -15,10 +15,11 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.captioner import Captioner
-from src.dashboards import Gauges, Pictures
+from src.dashboards import Gauges, Histogram, Histograms, Pictures
 from src.generation import GreedySearch
 from src.model import build
 from src.objectives import CrossEntropy
+from src.runs import read_run
 from src.train import train
 from src.training import CaptioningModule
 from tests.conftest import tiny_config
@@ -52,7 +53,9 @@ def rows_of(path: Path) -> list[dict[str, float]]:
 
 
 def events_of(folder: Path) -> EventAccumulator:
-    events = EventAccumulator(str(folder), size_guidance=dict.fromkeys(("images", "scalars", "tensors"), 0))
+    events = EventAccumulator(
+        str(folder), size_guidance=dict.fromkeys(("images", "scalars", "tensors", "histograms"), 0)
+    )
     return events.Reload()
 
 
@@ -121,6 +124,81 @@ def test_tensorboard_has_the_hyperparameters_beside_the_final_scores(run):
     assert b"code_version" in held["_hparams_/session_start_info"]
 
 
+def fingerprint(run: Path) -> dict:
+    return json.loads((run / "status.json").read_text())["fingerprint"]
+
+
+def test_a_run_records_its_machine_and_its_data(run, shapes):
+    held = events_of(run / "tensorboard").PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    status = json.loads((run / "status.json").read_text())
+    assert torch.__version__.startswith(status["environment"]["torch"]) and status["environment"]["processes"] == 1
+    for name in ("environment.system", "environment.cores", "fingerprint.test.pictures"):
+        assert name.encode() in held
+    assert status["fingerprint"]["train"].keys() == {"images", "captions", "sha256", "pictures"}
+    assert (status["fingerprint"]["train"]["images"], status["fingerprint"]["train"]["captions"]) == (16, 32)
+    row = read_run(run, "run", "val", config=True)
+    assert row["environment.python"] == status["environment"]["python"] and row["fingerprint.val.images"] == 4
+    assert not {"environment", "fingerprint"} & set(read_run(run, "run", "val"))
+
+
+def histogram(run: Path, name: str) -> list:
+    return [(event.step, event.histogram_value) for event in events_of(run / "tensorboard").Histograms(name)]
+
+
+def test_tensorboard_has_histograms(run):
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    tags = events_of(run / "tensorboard").Tags()["histograms"]
+    assert {f"weights/{name.removeprefix('model.')}" for name in saved if "weight" in name} <= set(tags)
+    assert {name.partition("/")[2] for name in tags if name.startswith("weights/")} == {
+        name.partition("/")[2] for name in tags if name.startswith("gradients/")
+    }
+    (step, weights), *more = histogram(run, "weights/decoder.initial.weight")
+    assert step == 0 and not more and weights.num == saved["model.decoder.initial.weight"].numel()
+    per_epoch = histogram(run, "val/CIDEr_of_pictures")
+    rows = [row for row in rows_of(run / "metrics.csv") if "val/CIDEr" in row]
+    assert [(step, h.sum / h.num) for step, h in per_epoch] == [
+        (int(row["step"]), pytest.approx(row["val/CIDEr"], rel=1e-5)) for row in rows
+    ]
+    lengths = histogram(run, "val/caption_lengths")
+    assert [h.sum / h.num for _, h in lengths] == pytest.approx([row["val/mean_length"] for row in rows])
+
+
+@pytest.mark.parametrize("values", [torch.randn(1000), torch.tensor([3.0]), torch.arange(7), torch.full((5,), -2.0)])
+def test_a_histogram_is_numpys(values):
+    found = Histogram.of(values.reshape(1, -1))
+    counts, edges = np.histogram(values.numpy(), 64)
+    np.testing.assert_allclose(found.edges, edges, atol=1e-5)
+    assert found.counts.sum() == len(values) and np.abs(found.counts - counts).sum() <= 4, "at a bin's edge it rounds"
+    assert found.total == pytest.approx(float(values.sum()), abs=1e-3)
+    assert found.squares == pytest.approx(float(values.float().square().sum()), rel=1e-5)
+
+
+def test_a_histogram_is_of_what_is_finite():
+    assert Histogram.of(torch.tensor([math.nan, math.inf])) is None and Histogram.of(torch.zeros(0)) is None
+    assert Histogram.of(torch.tensor([math.nan, 1.0, -math.inf, 2.0])).counts.sum() == 2
+
+
+def test_gradients_are_looked_at_every_n_steps_and_change_nothing(shapes, tmp_path):
+    results = []
+    for callbacks in ((), (Histograms(2),)):
+        module, data = make(shapes, batch_size=8)
+        logger = TensorBoardLogger(tmp_path, name=str(len(results)), version="")
+        fit(module, data, tmp_path, callbacks=callbacks, logger=logger, max_epochs=3, enable_checkpointing=False)
+        results.append(weights(module))
+    assert_equal(*results)
+    assert not events_of(tmp_path / "0").Tags()["histograms"]
+    events = events_of(tmp_path / "1")
+    assert [event.step for event in events.Histograms("gradients/decoder.initial.bias")] == [0, 2, 4]
+
+
+def test_of_frozen_weights_no_histogram_is_drawn(shapes, tmp_path):
+    module, data = make(shapes, frozen=True)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    fit(module, data, tmp_path, callbacks=[Histograms()], logger=logger, max_epochs=1, enable_checkpointing=False)
+    tags = events_of(tmp_path).Tags()["histograms"]
+    assert tags and not [name for name in tags if "backbone" in name]
+
+
 def test_tensorboard_has_pictures_with_attention_and_captions(run, shapes):
     events = events_of(run / "tensorboard")
     assert events.Tags()["images"] == [f"val/pictures/{i}" for i in range(4)], "all four that there are"
@@ -165,9 +243,13 @@ def test_wandb_has_tables_pictures_config_and_the_bundle(run, shapes):
     record = next(folder.glob("*.wandb")).read_bytes()
     for name in ("val/CIDEr", "eval/test/METEOR", "train/gradient_norm", "learning_rate/decayed", "val/pictures/3"):
         assert name.encode() in record, name
-    for name in ("code_version", "decoder.hidden", "tiny", "captioner-a-b", "best", "model.safetensors"):
+    for name in ("code_version", "environment.torch", "decoder.hidden", "tiny", "captioner-a-b", "best"):
         assert name.encode() in record, name
-    assert str((run / "bundle" / "vocabulary.json").resolve()).encode() in record, "where `wandb sync` finds it"
+    for name in ("model.safetensors", "checkpoints-a-b", "best.ckpt", "last.ckpt", "weights/decoder.initial.weight"):
+        assert name.encode() in record, name
+    assert fingerprint(run)["train"]["sha256"].encode() in record
+    for path in ("bundle/vocabulary.json", "checkpoints/last.ckpt"):
+        assert str((run / path).resolve()).encode() in record, "where `wandb sync` finds it"
 
 
 def per_image(run: Path) -> dict[tuple[str, str], float]:
@@ -186,10 +268,10 @@ def test_a_run_of_wandb_is_not_shared_by_two_trainings(tmp_path, monkeypatch):
     names = [first.experiment.id]
     second = WandbOrOffline(str(tmp_path / "second"), project="p", log_bundle=False)
     names.append(second.experiment.id)
-    second.finish(tmp_path / "bundle", {})
+    second.finish({}, tmp_path / "bundle")
     third = WandbOrOffline(str(tmp_path / "third"), project="p")
     names.append(third.experiment.id)
-    third.finish(None, {})  # a pruned run, which has none
+    third.finish({})  # a pruned run, which has none
     assert len(set(names)) == 3
     for name, folder in zip(names[1:], ("second", "third"), strict=True):
         (record,) = (tmp_path / folder / "wandb").glob(f"offline-run-*/run-{name}.wandb")

@@ -1,7 +1,9 @@
 """TSV → batches. With `src/training.py` this is a batch's whole way from disk to loss."""
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -559,6 +561,29 @@ class CaptionData(lightning.LightningDataModule):
         if name in self.shards:
             return None if self.packed(name) else picture_of(self.place(name), image)
         return None if self.regions is not None and not (self.root / image).is_file() else self.root / image
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What tells this data from other data, of each split: how many `images` and `captions`; `sha256`, of the
+        images' names and what is said of each, in order; and `pictures`, of the content of up to 100, evenly spread, or
+        of all that shards hold."""
+        return {
+            name: {
+                "images": len(table),
+                "captions": len(table.texts),
+                "sha256": table.digest(),
+                "pictures": self.shards[name].digest() if name in self.shards else self._pictures_digest(name, table),
+            }
+            for name, table in self.tables.items()
+        }
+
+    def _pictures_digest(self, name: str, table: Captions) -> str:
+        found = hashlib.sha256()
+        for place in np.unique(np.linspace(0, len(table) - 1, min(len(table), 100)).astype(int)).tolist():
+            picture = self.picture(name, table.images[place])
+            if isinstance(picture, Path):
+                with suppress(OSError):  # a missing one is the loader's to name
+                    found.update(picture.read_bytes())
+        return found.hexdigest()
 
     def cache_features(
         self, encoder: Encoder, backbone_config: Mapping[str, Any], names: Sequence[str], views: int = 1, **options: Any

@@ -149,6 +149,17 @@ class Strings(Sequence[str]):
             buffer[offsets[i] : end] = self.buffer[np.repeat(starts[some], lengths[some]) + ranges(lengths[some])]
         return Strings(buffer, offsets)
 
+    def digest(self) -> str:
+        """SHA-256 of the texts and of where each ends, the same however they are kept."""
+        lengths, content = hashlib.sha256(), hashlib.sha256()
+        everything = Strings(self.buffer, self.offsets)
+        for start in range(0, len(self), BLOCK):
+            rows = slice(start, min(start + BLOCK, len(self)))
+            some = self.block(start, rows.stop) if self.chosen is None else everything.gathered(self.chosen[rows])
+            lengths.update(np.diff(some.offsets).astype("<i8").tobytes())
+            content.update(some.buffer.tobytes())
+        return hashlib.sha256(lengths.digest() + content.digest()).hexdigest()
+
     def take(self, places: np.ndarray) -> "Strings":
         """Those at these places."""
         return Strings(self.buffer, self.offsets, places if self.chosen is None else self.chosen[places])
@@ -271,6 +282,11 @@ class Captions:
     def tags(self) -> Groups:
         """(N,) of each image, of each of its captions."""
         return Groups(self.labels, self.first)
+
+    def digest(self) -> str:
+        """SHA-256 of which images there are and what is said of each, in order: of the content, not of the file."""
+        parts = "".join(texts.digest() for texts in (self.images, self.texts, self.labels))
+        return hashlib.sha256(parts.encode() + np.diff(self.first).astype("<i8").tobytes()).hexdigest()
 
     def only(self, images: np.ndarray) -> "Captions":
         """These images, in this order, with all their rows."""

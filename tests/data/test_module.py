@@ -1,8 +1,10 @@
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from src.data.module import CaptionData, EvaluationOrder, Item, TrainingOrder
 from src.data.tokenizer import EnglishTokenizer
@@ -52,6 +54,27 @@ def test_the_vocabulary_comes_from_training_captions_only(shapes, tmp_path):
     batch = next(iter(data.val_dataloader()[0]))
     assert data.vocabulary.decode(batch.tokens[0, 0].tolist()) == ["a"]
     assert batch.tokens[0, 0].tolist() == [BOS, 4, UNK, UNK, EOS]
+
+
+def test_a_fingerprint_tells_data_apart(shapes, tmp_path):
+    def fingerprint(root, **more):
+        return CaptionData(
+            root, Preprocess(32), EnglishTokenizer(), train="train.tsv", val="val.tsv", **more
+        ).fingerprint()
+
+    first = fingerprint(shapes)
+    assert (first["train"]["images"], first["train"]["captions"], list(first)) == (16, 32, ["train", "val"])
+    moved = tmp_path / "moved"
+    shutil.copytree(shapes, moved)
+    rows = (moved / "train.tsv").read_text().splitlines()
+    (moved / "train.tsv").write_text("\r\n".join(rows))
+    assert fingerprint(moved) == first == fingerprint(moved, cache_dir=tmp_path / "cache")
+    (moved / "train.tsv").write_text("\n".join([rows[0] + " here", *rows[1:]]))
+    other = fingerprint(moved)
+    assert other["train"]["sha256"] != first["train"]["sha256"] and other["val"] == first["val"]
+    picture = moved / rows[0].split("\t")[0]
+    Image.new("RGB", (8, 8)).save(picture)
+    assert fingerprint(moved)["train"]["pictures"] != first["train"]["pictures"] == other["train"]["pictures"]
 
 
 def test_ragged_captions_are_padded_and_masked(shapes, tmp_path):

@@ -1,16 +1,14 @@
 """Captions in flat form, held against plain lists."""
 
-import json
 import pickle
 import random
-import subprocess
 import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from src.config import ROOT
+from benchmarks.scaling import make_table, started
 from src.data import table as table_module
 from src.data import tsv
 from src.data.module import CaptionData
@@ -36,6 +34,17 @@ def test_strings_are_the_list_that_they_came_from():
     assert strings.gathered(places) == ["café", "a dog", "a dog"] and strings.block(2, 5) == TEXTS[2:5]
     assert joined([strings, Strings.of([]), strings.block(0, 1)]) == [*TEXTS, "a dog"]
     assert pickle.loads(pickle.dumps(strings.take(places))) == ["café", "a dog", "a dog"]
+
+
+def test_a_digest_is_of_the_texts_however_they_are_kept(monkeypatch):
+    strings = Strings.of(TEXTS)
+    digest = strings.digest()
+    assert digest == strings.take(np.arange(6)).digest() == strings.gathered(np.arange(6)).digest()
+    assert strings.take(np.array([5, 0])).digest() == Strings.of(["café", "a dog"]).digest()
+    monkeypatch.setattr(table_module, "BLOCK", 2)
+    assert digest == strings.digest() == strings.take(np.arange(6)).digest()
+    others = [TEXTS[:-1], TEXTS[::-1], ["a ", "dog", *TEXTS[1:]], ["a do", "g", *TEXTS[2:]]]
+    assert len({digest, *(Strings.of(other).digest() for other in others), Strings.of([]).digest()}) == 6
 
 
 def test_groups_are_nested_lists():
@@ -173,52 +182,6 @@ def test_the_vocabulary_is_that_of_the_token_lists(tmp_path):
 
 # ---------------------------------------------------------------- memory and time
 
-LARGE = """
-import json, multiprocessing, sys
-from pathlib import Path
-from src.data.module import CaptionData
-from src.data.tokenizer import EnglishTokenizer
-from src.data.transforms import Preprocess
-
-def pss(pid):
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-folder, workers, batches = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-data = CaptionData(folder, Preprocess(8), EnglishTokenizer(), "t.tsv", min_count=1, verify="none", seed=0,
-                   cache_dir=folder / "cache", batch_size=64, captions_per_image=5, workers=workers)
-loader = data.train_dataloader()
-iterator = iter(loader)
-batches = [next(iterator) for _ in range(batches)]
-children = [child.pid for child in multiprocessing.active_children()]
-total = sum(map(pss, ["self", *children]))
-print(json.dumps({"workers": len(children), "pss": total, "first": batches[0].references[0]}))
-"""
-
-
-def large(folder, rows):
-    """A table of five captions an image, each image a link to one picture."""
-    from PIL import Image
-
-    (folder / "images").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(folder / "picture.png")
-    with (folder / "t.tsv").open("w", encoding="utf-8") as file:
-        for row in range(rows):
-            file.write(f"images/{row // 5:08d}.png\ta dog number {row % 977} runs over the {row % 1009} th hill\n")
-    return folder
-
-
-def measured(folder, workers, batches=3):
-    done = subprocess.run(
-        [sys.executable, "-c", LARGE, str(folder), str(workers), str(batches)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
-
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_further_worker_holds_no_captions_of_its_own(tmp_path):
@@ -227,11 +190,10 @@ def test_a_further_worker_holds_no_captions_of_its_own(tmp_path):
     strings."""
     added = {}
     for rows in (1000, 100_000):
-        folder = large(tmp_path / str(rows), rows)
-        for image in range(rows // 5):
-            (folder / f"images/{image:08d}.png").hardlink_to(folder / "picture.png")
+        folder = tmp_path / str(rows)
+        make_table(folder, rows)
         read_tsv(folder / "t.tsv", folder, verify="none", cache_dir=folder / "cache")
-        one, three = (measured(folder, workers) for workers in (1, 3))
+        one, three = (started(folder, workers) for workers in (1, 3))
         assert (one["workers"], three["workers"]) == (1, 3) and one["first"] == three["first"]
         added[rows] = (three["pss"] - one["pss"]) / 2
     assert added[100_000] < added[1000] + 8, added
@@ -240,7 +202,8 @@ def test_a_further_worker_holds_no_captions_of_its_own(tmp_path):
 @pytest.mark.slow
 def test_ten_million_rows(tmp_path, monkeypatch):
     """Read and tokenized once, and the captions are those of the file; then none is looked at to begin."""
-    folder = large(tmp_path, 10_000_000)
+    folder = tmp_path / "large"
+    make_table(folder, 10_000_000)
     table = read_tsv(folder / "t.tsv", folder, verify="none", cache_dir=folder / "cache")
     words = words_of(table, EnglishTokenizer())
     assert len(table) == 2_000_000 and len(table.texts) == 10_000_000
@@ -253,4 +216,4 @@ def test_ten_million_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(table_module, "_tokenized", None)
     found = read_tsv(folder / "t.tsv", folder, verify="none", cache_dir=folder / "cache")
     assert words_of(found, EnglishTokenizer()).counts()["dog"] == 10_000_000
-    assert found.images[-1] == "images/01999999.png"
+    assert found.images[-1] == "1/9/9/9/9/9/9/picture.png"
