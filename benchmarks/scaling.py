@@ -152,7 +152,8 @@ def trained(folder: Path, run: Path, *overrides: str) -> dict[str, Any]:
         *(sys.executable, "-m", "src.train", "data=tsv", f"data.root={folder}", "data.train=train.tsv"),
         *("data.val=val.tsv", "data.test=null", "data.min_count=1", f"data.cache_dir={folder / 'cache'}"),
         *(f"run_dir={run}", f"hydra.run.dir={run}", "logger=csv", "trainer.max_epochs=1", "evaluate_splits=[]"),
-        *("trainer.enable_progress_bar=false", "generation=greedy", "generation.max_length=8", *overrides),
+        *("trainer.enable_progress_bar=false", "generation=greedy", "generation.max_length=8"),
+        *("trainer.log_every_n_steps=2", *overrides),
     ]
     run.mkdir(parents=True)
     start = time.perf_counter()
@@ -287,7 +288,7 @@ def processes(folder: Path) -> Rows:
         for way in list(ways) if number % 2 == 0 else reversed(list(ways)):
             with _cores(1 if way == "one process, one thread" else 2):
                 run = folder / f"{len(found[way])} {way}".replace(" ", "_").replace(",", "")
-                found[way].append(trained(folder / "data", run, "trainer.log_every_n_steps=2", *ways[way]))
+                found[way].append(trained(folder / "data", run, *ways[way]))
     return [
         {
             "way": way,
