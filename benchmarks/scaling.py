@@ -96,7 +96,7 @@ data.vocabulary
 read = time.perf_counter() - start
 loader = data.train_dataloader()
 batches = iter(loader)
-first, *_ = list(islice(batches, 3))
+first, *_ = list(islice(batches, 100))  # which see most pages of any table, whoever loads them
 children = [child.pid for child in multiprocessing.active_children()]
 total = sum(map(pss, ["self", *children]))
 print(json.dumps({"workers": len(children), "read": read, "pss": total, "first": first.references[0]}))
@@ -105,7 +105,7 @@ loader._iterator._shutdown_workers()  # for which the end of this process would 
 
 
 def started(folder: Path, workers: int) -> dict[str, Any]:
-    """A fresh process reads t.tsv of a folder and three batches of it.
+    """A fresh process reads t.tsv of a folder and a hundred batches of it.
 
     Returns:
         workers: loading processes that there were. read: seconds to the vocabulary. pss: MB of all processes together,
@@ -315,7 +315,7 @@ def _cores(count: int) -> Iterator[None]:
 def _drawn(data: Any, epoch: int, batches: int | None = None) -> int:
     """Images of an epoch's batches, all loaded."""
     loader = data.train_dataloader()
-    loader.batch_sampler.set_epoch(epoch)
+    loader.sampler.set_epoch(epoch)
     return sum(len(batch.index) for batch in islice(loader, batches))
 
 
