@@ -26,6 +26,7 @@ from src.data.shards import (
     Shards,
     check_features,
     found_shards,
+    is_address,
     picture_of,
 )
 from src.data.sides import names_side, swap_sides
@@ -617,8 +618,10 @@ class CaptionData(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, split: CaptionedImages, order: Sampler[Any]) -> "BatchLoader":
-        cached = split.features is not None and not isinstance(split.features[0], ShardFeatures)
-        workers = 0 if cached else self.workers
+        features = split.features and split.features[0]
+        fetched = isinstance(features, ShardFeatures) and is_address(features.shards.path(0))
+        # Features that lie here are read sooner than another process could hand them over.
+        workers = 0 if features is not None and not fetched else self.workers
         return BatchLoader(
             split,
             batch_size=None,  # the order gives whole batches
