@@ -390,7 +390,8 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
         assert mine.captions == its.captions and mine.scores["CIDEr"] == pytest.approx(its.scores["CIDEr"], rel=1e-3)
         assert mine.scores["perplexity"] == pytest.approx(its.scores["perplexity"], rel=1e-3)
     (events, *_) = sorted((run / "tensorboard").glob("events.*"))
-    assert all(name in events.read_bytes() for name in (b"val/pictures/3", b"gradients/decoder", b"val/caption_lengths"))
+    logged = events.read_bytes()
+    assert all(name in logged for name in (b"val/pictures/3", b"gradients/decoder", b"val/caption_lengths"))
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     more = [f"run_dir='{run}'", "ckpt=last", "~scheduler", "evaluate_splits=[]"]
     call("-m", "src.train", *ours, *more, "trainer.max_epochs=3")

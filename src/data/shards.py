@@ -158,7 +158,7 @@ class Shards:
         assert self.manifest.features is not None
         found = np.empty((len(numbers), *self.manifest.features["shape"]), self.manifest.features["dtype"])
         places, shards = self.index[np.asarray(numbers)].tolist(), self.shard_of(np.asarray(numbers)).tolist()
-        content, row = memoryview(found).cast("B"), found[:1].nbytes
+        content, row = found.data.cast("B"), found[:1].nbytes
         for to, shard, (begin, size) in zip(range(0, len(content), row), shards, places, strict=True):
             if size != row or os.preadv(self._file(shard), [content[to : to + row]], begin) < row:
                 raise ShardError(f"{self.path(shard)}: damaged, its features are cut off: copy it again")
