@@ -13,16 +13,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.decoder import CAPTIONS, SETTINGS, WORDS, Ours, conf, regions_and_tokens
+from benchmarks.decoder import SETTINGS, WORDS, Ours, conf, regions_and_tokens
 from benchmarks.products import record
 from src.model import instantiate
 
 # ---------------------------------------------------------------- counting
 
-IMAGES = 64
-"""Of a counted step of the decoder, with five captions each."""
-ENCODERS = {"efficientnet_lite0": "49x1280", "resnet50": "49x2048"}
-"""Backbones at 224 pixels, and the regions that they give."""
+STEP = 320
+"""Captions a GPU and step."""
+ENCODERS = {"efficientnet_lite0": 1280, "resnet50": 2048}
+"""Backbones, which at 224 pixels give 7 × 7 regions, and how wide these are."""
+REGIONS = 49
 
 
 class Launches(TorchDispatchMode):
@@ -37,15 +38,17 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted_step(name: str) -> dict[str, float]:
-    """A training step of the decoder with the encoder's neck: operations a caption, kernels a step, and parameters."""
-    ours = Ours(SETTINGS[name])
-    data = regions_and_tokens(SETTINGS[name], IMAGES, CAPTIONS)
+def counted_step(width: int, captions: int) -> dict[str, float]:
+    """A training step of the decoder with the encoder's neck, on regions so wide, with so many captions an image:
+    operations a caption, kernels a step, and parameters."""
+    setting = SETTINGS["49x1280"]._replace(width=width)
+    ours = Ours(setting)
+    data = regions_and_tokens(setting, STEP // captions, captions)
     ours.step(*data)  # the optimizer's state is made
     with Launches() as launches:
         ours.step(*data)
     return {
-        "gflop_a_caption": record(lambda: ours.step(*data)).flops / IMAGES / CAPTIONS / 1e9,
+        "gflop_a_caption": record(lambda: ours.step(*data)).flops / STEP / 1e9,
         "kernels_a_step": launches.count,
         "parameters": sum(p.numel() for p in ours.model.parameters()),
     }
@@ -81,8 +84,6 @@ CORES = 14
 """A GPU: the 112 of a DGX H100 over its eight GPUs; each decodes as fast as one core here: assumed."""
 DISK = 3e9
 """Bytes a second that a node reads: a local NVMe drive; a shared file system may give less: assumed."""
-STEP = 320
-"""Captions a GPU and step."""
 EPOCHS = 10
 
 
@@ -174,13 +175,14 @@ def cost(
 
 
 def encoding(library: Library, gpus: int, encoder: Mapping[str, float], decoded: float) -> float:
-    """Seconds to compute the feature cache, once."""
+    """Seconds to compute the feature cache, once: by one process on its GPU, with the cores of its node, while the
+    others wait."""
     seconds = (
         encoder["gflop_a_picture"] * 1e9 / (PEAK * SHARE["encoder"]),
-        1 / (CORES * decoded),
-        min(gpus, 8) * library.kilobytes * 1e3 / DISK,
+        1 / (CORES * min(gpus, 8) * decoded),
+        library.kilobytes * 1e3 / DISK,
     )
-    return library.images / gpus * max(seconds)
+    return library.images * max(seconds)
 
 
 def duration(seconds: float) -> str:
@@ -190,17 +192,22 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def decoder_row(width: int, captions: int) -> str:
+    """What a counted step is called."""
+    return f"decoder, {REGIONS} × {width}, captions an image: {captions}"
+
+
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The model's tables, of what `scaling.operations` counted."""
     counted = {row["what"]: row for row in rows}
     decoded = counted["JPEG 640 × 480"]["decoded_per_second"]
     ways = {
-        "EfficientNet-Lite0 frozen, features cached": ("49x1280", "efficientnet_lite0", (49, 1280)),
-        "ResNet-50 learning too": ("49x1280", "resnet50", None),
+        "EfficientNet-Lite0 frozen, features cached": ("efficientnet_lite0", (REGIONS, 1280)),
+        "ResNet-50 learning too": ("resnet50", None),
     }
     lines = []
-    for title, (setting, encoder_name, regions) in ways.items():
-        step, encoder = counted[f"decoder {setting}"], counted[f"encoder {encoder_name}"]
+    for title, (backbone, regions) in ways.items():
+        encoder = counted[f"encoder {backbone}"]
         lines += [
             f"{title}:",
             "",
@@ -208,6 +215,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
         ]
         for name, library in LIBRARIES.items():
+            step = counted[decoder_row(ENCODERS[backbone], library.captions)]
             size = library.kilobytes * 1e3 if regions is None else 2.0 * regions[0] * regions[1]
             for gpus in GPUS:
                 one = cost(library, gpus, step=step, encoder=encoder, decoded=decoded, regions=regions)

@@ -397,7 +397,11 @@ def operations(folder: Path) -> Rows:
         }
     return [
         *({"what": f"JPEG {w} × {h}", **found} for (w, h), found in pictures.items()),
-        *({"what": f"decoder {name}", **costs.counted_step(name)} for name in SETTINGS),
+        *(
+            {"what": costs.decoder_row(width, captions), **costs.counted_step(width, captions)}
+            for width in costs.ENCODERS.values()
+            for captions in (CAPTIONS, 1)
+        ),
         *({"what": f"encoder {name}", **costs.counted_encoder(name)} for name in costs.ENCODERS),
     ]
 

@@ -3,6 +3,7 @@ enough."""
 
 import io
 import logging
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -41,7 +42,10 @@ class CheckpointFiles(TorchCheckpointIO):
         buffer = io.BytesIO()  # from which a full disk is an error of ours; torch's own writing can end the process
         torch.save(checkpoint, buffer)
         with room_for(path, buffer.tell()), whole(path) as partial:
-            partial.write_bytes(buffer.getbuffer())
+            with partial.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())  # before the one before is given up
             if path.name == LAST:
                 keep_before(path)
 

@@ -124,36 +124,42 @@ class Histograms(lightning.Callback):
         at_least(1, "callbacks.histograms", every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
 
-    def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, optimizer: torch.optim.Optimizer
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
-        """Gradients are here the mean of all ranks and accumulated batches, in their own scale, before clipping."""
-        if trainer.global_step % self.every_n_steps or not _boards(trainer):
+        """The gradients are still those of the step: the mean of all ranks' and accumulated batches', clipped."""
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        if step % self.every_n_steps or trainer.fit_loop._should_accumulate() or not _boards(trainer):
             return
         found = {}
         for name, weights in module.named_parameters():
             if weights.grad is not None:
                 for kind, values in (("weights", weights), ("gradients", weights.grad)):
-                    # Of sharded ones every rank gives its part; all others are the same on all.
+                    # Sharded ones are put together one by one, to which every rank gives its part.
                     values = values.full_tensor() if isinstance(values, DTensor) else values
-                    found[f"{kind}/{name.removeprefix('model.')}"] = values
+                    if trainer.is_global_zero:
+                        found[f"{kind}/{name.removeprefix('model.')}"] = Histogram.of(values)
         self._log(trainer, found)
 
     def on_validation_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        if isinstance(module, CaptioningModule) and module.captioned and not trainer.sanity_checking:
+        if isinstance(module, CaptioningModule) and module.captioned and trainer.is_global_zero:
             captions, scores = zip(*module.captioned.values(), strict=True)
-            found = {
-                "val/caption_lengths": torch.tensor([len(module.tokenizer.tokens(caption)) for caption in captions])
-            }
+            lengths = torch.tensor([len(module.tokenizer.tokens(caption)) for caption in captions])
+            found = {"val/caption_lengths": Histogram.of(lengths)}
             for name in scores[0]:
-                found[f"val/{name}_of_pictures"] = torch.tensor([score[name] for score in scores])
+                found[f"val/{name}_of_pictures"] = Histogram.of(torch.tensor([score[name] for score in scores]))
             self._log(trainer, found)
 
-    def _log(self, trainer: lightning.Trainer, found: Mapping[str, torch.Tensor]) -> None:
-        if not trainer.is_global_zero:
-            return
+    def _log(self, trainer: lightning.Trainer, found: Mapping[str, Histogram | None]) -> None:
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning counts for the scores beside them
-        histograms = {name: histogram for name, values in found.items() if (histogram := Histogram.of(values))}
+        histograms = {name: histogram for name, histogram in found.items() if histogram}
+        if not histograms:
+            return
         for board in _boards(trainer):
             if isinstance(board, TensorBoardLogger):
                 for name, (counts, edges, total, squares) in histograms.items():

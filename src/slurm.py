@@ -65,7 +65,8 @@ def on_cluster(options: Mapping[str, Any]) -> dict[str, Any]:
     if not _with_srun():
         return options
     tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES") or 1)
-    options.setdefault("num_nodes", nodes)
+    if options.get("num_nodes", 1) == 1:
+        options["num_nodes"] = nodes
     if options.get("devices", "auto") == "auto":
         options["devices"] = int(environment.get("SLURM_NTASKS_PER_NODE") or max(1, tasks // nodes))
     return options

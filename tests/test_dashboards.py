@@ -182,13 +182,19 @@ def test_gradients_are_looked_at_every_n_steps_and_change_nothing(shapes, tmp_pa
     results = []
     for callbacks in ((), (Histograms(2),)):
         module, data = make(shapes, batch_size=8)
-        logger = TensorBoardLogger(tmp_path, name=str(len(results)), version="")
-        fit(module, data, tmp_path, callbacks=callbacks, logger=logger, max_epochs=3, enable_checkpointing=False)
+        folder = tmp_path / str(len(results))
+        logger = [TensorBoardLogger(folder, name="", version=""), CSVLogger(folder, name="", version="")]
+        options = {"max_epochs": 3, "enable_checkpointing": False, "log_every_n_steps": 1, "gradient_clip_val": 1e6}
+        fit(module, data, tmp_path, callbacks=callbacks, logger=logger, **options)
         results.append(weights(module))
     assert_equal(*results)
     assert not events_of(tmp_path / "0").Tags()["histograms"]
     events = events_of(tmp_path / "1")
     assert [event.step for event in events.Histograms("gradients/decoder.initial.bias")] == [0, 2, 4]
+    names = [name for name in events.Tags()["histograms"] if name.startswith("gradients/")]
+    squares = sum(np.array([h.histogram_value.sum_squares for h in events.Histograms(name)]) for name in names)
+    norms = [row["train/gradient_norm"] for row in rows_of(tmp_path / "1" / "metrics.csv") if "train/loss" in row]
+    assert squares**0.5 == pytest.approx(norms[::2], rel=1e-4), "of the very gradients that the norm is of"
 
 
 def test_of_frozen_weights_no_histogram_is_drawn(shapes, tmp_path):

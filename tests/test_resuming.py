@@ -465,6 +465,7 @@ def test_a_job_that_was_requeued_goes_on_with_its_own_run(settings, whole_of, tm
         ({}, {}, {}),
         ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}, {}, {"devices": 4, "num_nodes": 2}),
         ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": 2}, {"devices": 2, "num_nodes": 2}),
+        ({"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, {"num_nodes": 1}, {"devices": 2, "num_nodes": 2}),
         ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}, {"devices": "auto"}, {"devices": "auto"}),
     ],
     ids=str,

@@ -322,3 +322,13 @@ def test_a_schedule_without_an_end_is_refused(tiny_model, vocabulary):
         module.on_fit_start()
     module.objective = CrossEntropy()
     module.on_fit_start()
+
+
+def test_an_epoch_of_fewer_batches_is_a_whole_one(shapes, tmp_path):
+    """`trainer.limit_train_batches`: what goes on after it begins the next epoch at its first batch."""
+    module, data = make(shapes, batch_size=4)
+    fit(module, data, tmp_path, max_epochs=1, limit_train_batches=3, enable_checkpointing=False)
+    assert data.state_dict() == {"done": 0}
+    module, data = make(shapes, batch_size=4)
+    fit(module, data, tmp_path, max_epochs=9, max_steps=2, limit_train_batches=3, enable_checkpointing=False)
+    assert data.state_dict() == {"done": 2}

@@ -648,7 +648,10 @@ class CaptionData(lightning.LightningDataModule):
     # Lightning keeps these in checkpoints and restores them before it asks for the loader: a run that was stopped in
     # the middle of an epoch goes on there.
     def state_dict(self) -> dict[str, int]:
-        return {"done": self._training.done % len(self._training) if self._training else 0}
+        if self._training is None:
+            return {"done": 0}
+        batches = min(len(self._training), self.trainer.num_training_batches if self.trainer else len(self._training))
+        return {"done": self._training.done if self._training.done < batches else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._resume_at = state_dict["done"]

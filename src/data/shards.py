@@ -181,7 +181,8 @@ class Shards:
     def _fetched(self, shard: int) -> Path:
         """The copy of a shard that has an address, fetched where it is not there; others make room."""
         about = self.manifest.shards[shard]
-        target = self.cache / f"{hashlib.sha256(self.path(shard).encode()).hexdigest()[:16]}.tar"
+        name = f"{self.path(shard)}{about.sha256 or ''}"  # what is packed anew at an address is fetched anew
+        target = self.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.tar"
         if not target.exists():
             fetch(self.path(shard), target, about.bytes, about.sha256)
             if self.most is not None:
@@ -589,14 +590,16 @@ def picture_of(root: Path, image: str) -> Path | bytes:
     """A picture to show: its file below `root`, or where that is a folder of shards, its bytes; the file's path where
     there is neither."""
     if not (root / image).is_file() and (root / MANIFEST).is_file():
-        number = _numbers(root).get(image)
-        manifest = Manifest.read(root / MANIFEST)
-        if number is not None and manifest.features is None:
-            return Shards(str(root), manifest, mapped(root / INDEX), root).read(number)
+        shards, numbers = _shown(root, (root / MANIFEST).stat().st_mtime_ns)
+        number = numbers.get(image)
+        if number is not None and shards.manifest.features is None:
+            return shards.read(number)
     return root / image
 
 
 @functools.lru_cache(maxsize=2)
-def _numbers(folder: Path) -> dict[str, int]:
+def _shown(folder: Path, changed: int) -> tuple[Shards, dict[str, int]]:
+    """A folder's shards, which keep their files open, and where each image is in them."""
     table = read_tsv(folder / CAPTIONS, folder, verify="none")
-    return {image: number for number, image in enumerate(table.images)}
+    shards = Shards(str(folder), Manifest.read(folder / MANIFEST), mapped(folder / INDEX), folder)
+    return shards, {image: number for number, image in enumerate(table.images)}

@@ -105,10 +105,13 @@ def write_shards(
     """
     if images < 1 or (workers is not None and workers < 1):
         raise ValueError(f"--images {images} --workers {workers}: 1 or more")
+    from src.data.features import images_digest  # and torch with it
+
     root = root or table.parent
     captions = read_tsv(table, root, verify=verify, on_bad_row=on_bad_row)
     source = None if features is None else FrozenFeatures(features, root, captions, workers)
     about = [list(captions.images), list(captions.captions), list(captions.tags), str(root.resolve()), images]
+    about.append(images_digest(root, captions.images))  # pictures that were replaced since are other data
     key = hashlib.sha256(json.dumps([about, None if source is None else source.key]).encode()).hexdigest()
     _make_way(output, key, overwrite)
     shards = range(0, len(captions), images)

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,25 @@ def test_a_stopped_call_goes_on_and_other_data_are_refused(shapes, packed, tmp_p
     assert prepare(["shards", str(shapes / "val.tsv"), str(output), "--overwrite"]) == 0
     assert sorted(file.name for file in output.glob("*.tar")) == ["000000.tar"]
     assert "4 images, 8 captions in 1 shard" in capsys.readouterr().out
+
+
+def test_pictures_that_were_replaced_are_other_data(shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / "data")
+    write_shards(tmp_path / "data" / "val.tsv", tmp_path / "packed")
+    picture = tmp_path / "data" / "images" / "17.png"
+    picture.write_bytes((tmp_path / "data" / "images" / "01.png").read_bytes() + b"more")
+    with pytest.raises(ValueError, match="holds shards of other data"):
+        write_shards(tmp_path / "data" / "val.tsv", tmp_path / "packed")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files")
+def test_pictures_to_show_leave_no_files_open(shapes, packed):
+    counts = []
+    for _ in range(3):
+        for number in range(16, 20):
+            picture_of(packed / "val", f"images/{number}.png")
+        counts.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert len(set(counts[1:])) == 1
 
 
 def test_several_processes_pack_the_same(shapes, packed, tmp_path):
@@ -395,6 +415,19 @@ def test_a_bad_shard_of_an_address(served, tmp_path, caplog):
     assert not list(tmp_path.glob("**/*.partial"))
     with pytest.raises(ShardError, match="could not be fetched"):
         data_of(f"{address}/none", tmp_path)
+
+
+def test_what_is_packed_anew_at_an_address_is_fetched_anew(served, shapes, tmp_path):
+    address, folder, _ = served
+    for change in (b"", b"changed"):
+        if change:
+            shutil.rmtree(folder / "val")
+            shutil.copytree(shapes, tmp_path / "other")
+            with (tmp_path / "other" / "images" / "17.png").open("ab") as picture:
+                picture.write(change)
+            write_shards(tmp_path / "other" / "val.tsv", folder / "val")
+        table, shards = found_shards(address, "val", tmp_path / "cache")
+        assert shards.read(list(table.images).index("images/17.png")).endswith(change or b"\x82")
 
 
 def test_fetched_shards_make_room(served, tmp_path):
