@@ -185,14 +185,14 @@ def test_trials_of_a_search_are_jobs_each_of_two_nodes(cluster, settings, tmp_pa
     for seed, rate, captions in ((0, 0.01, "val"), (1, 0.01, "val"), (2, 1e-7, "val"), (3, 0.01, "none")):
         study.enqueue_trial({"seed": str(seed), "optimizer.lr": rate, "data.val": f"{captions}.tsv"})
     search = ["study_name=s", f"storage={storage}", "n_trials=4", "n_jobs=2", "pruner.n_startup_trials=1"]
-    arguments = ["-m", "hydra/sweeper=optuna", *(f"hydra.sweeper.{each}" for each in search), "hydra/launcher=slurm"]
+    arguments = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{each}" for each in search), "hydra/launcher=slurm"]
     arguments += ["hydra.launcher.nodes=2", *HERE, SETUP, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     arguments += ["seed=0,1,2,3", "data.val=val.tsv,none.tsv", "optimizer.lr=tag(log,interval(1e-8,0.1))"]
     arguments += ["callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "trainer.max_epochs=4"]
     fixed = [each for each in settings if each.partition("=")[0] not in ("data.val", "optimizer.lr")]
     good, killed, bad, _ = (tmp_path / "runs" / str(seed) for seed in range(4))
     with log.open("w") as file:
-        command = train([*fixed, *arguments], f"run_dir={tmp_path}/runs/${{seed}}", "data.batch_size=2")
+        command = train(["-m", *fixed, *arguments], f"run_dir={tmp_path}/runs/${{seed}}", "data.batch_size=2")
         searching = subprocess.Popen(command, cwd=ROOT, env=cluster, stdout=file, stderr=file)
     wait_for(lambda: checkpoints(killed) or searching.poll() is not None)
     said(["scancel", json.loads((killed / "status.json").read_text())["job"]], cluster)
