@@ -31,6 +31,7 @@ class ParallelLauncher(JoblibLauncher):
         import torch
 
         from src.sweeps import fail_running_jobs
+        from src.trials import KILLED
 
         assert self.config is not None
         wanted = self.workers or torch.cuda.device_count() or cpu_count()
@@ -41,5 +42,6 @@ class ParallelLauncher(JoblibLauncher):
             try:
                 return super().launch(job_overrides, initial_job_idx)
             except TerminatedWorkerError:
-                if not fail_running_jobs(self.config.hydra.sweep.dir):  # it would be the same again
+                why = f"{KILLED}, perhaps for want of memory: use fewer workers"
+                if not fail_running_jobs(self.config.hydra.sweep.dir, why):  # it would be the same again
                     raise

@@ -121,7 +121,8 @@ class OptunaSweeper(Sweeper):
         A job that says by itself how its trial ended has done so before.
         """
         from src.runs import sentence
-        from src.sweeps import NOTE
+        from src.sweeps import NOTE, fail_running_jobs
+        from src.trials import KILLED
 
         def launch(numbers: Sequence[int], first: int) -> dict[int, tuple[Any, str | None]]:
             assert self.launcher
@@ -131,6 +132,8 @@ class OptunaSweeper(Sweeper):
                 if not any((Path(self.folder) / str(number) / NOTE).exists() for number in numbers):
                     raise  # nothing can be launched
                 log.error("%s", sentence(error).splitlines()[0])
+                for number in numbers:  # the others have said how they ended
+                    fail_running_jobs(str(Path(self.folder) / str(number)), KILLED)
                 return {}
             found: dict[int, tuple[Any, str | None]] = {}
             for number, job in zip(numbers, returned, strict=True):

@@ -278,6 +278,12 @@ class LastCheckpoint(Checkpoint):
         elif self.point == "cut":
             for which in ("total", "current"):
                 loops["epoch_progress"][which]["processed"] -= 1
+            # Where this step was validated, the one who goes on skips that, and counts the step once more.
+            loop, stops = trainer.fit_loop.epoch_loop, trainer.should_stop
+            trainer.should_stop = False  # as it will be then
+            if loop._should_check_val_fx(trainer.fit_loop._data_fetcher) and not loop._should_accumulate():
+                loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+            trainer.should_stop = stops
 
 
 def _over_ranks(trainer: Any, value: Tensor, how: str) -> Tensor:

@@ -19,7 +19,12 @@ def job() -> str | None:
 
 def was_requeued(status: Path) -> bool:
     """Whether this job has been put back in the queue since it began the run whose record `status` is."""
-    if job() is None or not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+    return bool(int(os.environ.get("SLURM_RESTART_COUNT") or 0)) and is_own(status)
+
+
+def is_own(status: Path) -> bool:
+    """Whether it is this job that trains, or last trained, the run whose record `status` is."""
+    if job() is None:
         return False
     try:
         return json.loads(status.read_text(encoding="utf-8")).get("job") == job()

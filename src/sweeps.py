@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import math
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from hydra.types import RunMode
 from joblib import cpu_count
 from omegaconf import DictConfig, ListConfig
 
+from src import slurm
 from src.config import NOT_IN_NAME, called, given_fields, plain
 from src.files import locked, write_atomically
 from src.initial import started
@@ -81,9 +83,7 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
         _write(folder, note)
         if trial:
             trial.began(run, folder)
-            if is_locked(run / LOCK):  # of another trial with the same values, or of a lost one that still runs
-                with locked(run / LOCK, f"it trains {run}"):
-                    pass
+            wait_for_others(run)
         keep_to_share(config, hydra.job.num, hydra.launcher.get("n_jobs", 1))
         keep_to_one_process(config, hydra.launcher._target_)
         if take_up(config, run):
@@ -108,6 +108,16 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
 def _write(folder: Path, note: Mapping[str, Any]) -> None:
     if is_first():
         write_atomically(folder / NOTE, json.dumps(note, indent=2) + "\n")
+
+
+def wait_for_others(run: Path) -> None:
+    """Wait while another job trains `run`: of a trial with the same values, or of a lost one that still runs. Where a
+    job is of several processes, the first of them may by now be training it, which the others are not to wait for."""
+    if is_first() and is_locked(run / LOCK):
+        with locked(run / LOCK, f"it trains {run}"):
+            pass
+    while not is_first() and is_locked(run / LOCK) and not slurm.is_own(run / STATUS):
+        time.sleep(0.5)
 
 
 def keep_to_share(config: DictConfig, job: int, jobs: int) -> None:
@@ -190,16 +200,14 @@ def take_up(config: DictConfig, run: Path) -> bool:
 # ---------------------------------------------------------------- the sweep
 
 
-def fail_running_jobs(sweep: str) -> list[Path]:
-    """Note as failed all jobs that were running when their processes were killed; returns their notes."""
+def fail_running_jobs(sweep: str, error: str) -> list[Path]:
+    """Note as failed, by this error, all jobs that were running when their processes were killed; returns their
+    notes."""
     lost = []
     for path in _notes(Path(sweep)):
         note = json.loads(path.read_text(encoding="utf-8"))
         if note["state"] == "running":
-            note |= {
-                "state": "failed",
-                "error": "its process was killed, perhaps for want of memory: use fewer workers",
-            }
+            note |= {"state": "failed", "error": error}
             _write(path.parent, note)
             log.error("job %s failed: %s", path.parent.name, note["error"])
             lost.append(path)

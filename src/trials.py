@@ -21,10 +21,10 @@ import pytorch_lightning as lightning
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from src.config import NOT_IN_NAME, plain
 from src.files import locked
+from src.interruption import is_first
 from src.model import ConfigError, instantiate
 from src.ranges import at_least
 from src.runs import is_locked, sentence
@@ -419,7 +419,7 @@ class JobTrial:
 
     def began(self, run: Path, job: Path) -> None:
         """Note the folders of its run and of its log."""
-        if _first():
+        if is_first():
             self.trial.set_user_attr("run", str(run))
             self.trial.set_user_attr("job", str(job))
 
@@ -428,7 +428,7 @@ class JobTrial:
         job returns."""
         from optuna.exceptions import StorageInternalError
 
-        if not _first():
+        if not is_first():
             return
         try:
             finish(self.trial.study, self.number, score, error, pruned=state == "pruned")
@@ -447,10 +447,6 @@ class JobTrial:
         except (StorageInternalError, RuntimeError, OSError, ValueError) as error:  # RuntimeError: it has ended
             log.warning("trial %d: %s is not reported: %s", self.number, score, sentence(error).splitlines()[0])
             return False
-
-
-def _first() -> bool:
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 class Pruning(lightning.Callback):

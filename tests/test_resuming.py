@@ -11,8 +11,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -26,6 +28,7 @@ from src.interruption import Interrupted, Interruption, undisturbed
 from src.loggers import Rows, WandbOrOffline
 from src.runs import checkpoints
 from src.slurm import on_cluster
+from src.trials import open_storage
 from tests.processes import FORKING, Stop, call, start
 
 TIMED = ("_per_second", "data_wait")
@@ -335,8 +338,9 @@ def _load() -> None:
     time.sleep(10)
 
 
-def two(arguments: list[str], folder: Path, stop: Stop | None = None) -> list[int | None]:
-    """A training of two processes, as torchrun starts them, of which the second may stop; their exit statuses."""
+def two(arguments: list[str], folder: Path, stop: Stop | None = None, second: Sequence[str] = ()) -> list[int | None]:
+    """A training of two processes, as torchrun starts them, of which the second may stop, and may have arguments of its
+    own besides; their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -344,7 +348,14 @@ def two(arguments: list[str], folder: Path, stop: Stop | None = None) -> list[in
     environment |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "1"}
     both = [*arguments, "trainer.devices=2", "data.batch_size=2"]
     processes = [
-        start(both, folder / f"log{rank}", (None, stop)[rank], **environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        start(
+            [*both, *((), second)[rank]],
+            folder / f"log{rank}",
+            (None, stop)[rank],
+            **environment,
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+        )
         for rank in range(2)
     ]
     for process in processes:
@@ -363,6 +374,46 @@ def test_a_signal_to_one_of_two_processes_ends_both(settings, tmp_path):
         assert torch.load(newest(run), weights_only=True)["global_step"] == (6 if step == TRAINING else 8)
         assert two([*short, f"run_dir={run}", "ckpt=last"], tmp_path) == [0, 0]
         assert_same(run, whole)
+
+
+# ---------------------------------------------------------------- pruning
+
+
+def hopeless(folder: Path) -> tuple[optuna.Study, list[str]]:
+    """A study with a trial that nobody reaches, and overrides that make a training the next one, which is pruned after
+    its second epoch."""
+    storage = str(folder / "studies.log")
+    study = optuna.create_study(storage=open_storage(storage), study_name="s", direction="maximize")
+    study.add_trial(optuna.create_trial(value=99, intermediate_values=dict.fromkeys(range(1, 9), 99.0)))
+    fields = ["study_name=s", f"storage={storage}", f"trial={study.ask().number}", "pruner.n_startup_trials=1"]
+    return study, ["hydra/sweeper=optuna", *(f"hydra.sweeper.{each}" for each in fields)]
+
+
+def test_two_processes_are_pruned_together_and_go_on_as_the_same_run(settings, tmp_path):
+    """The second one would find no study."""
+    run, whole, elsewhere = tmp_path / "run", tmp_path / "whole", tmp_path / "elsewhere.log"
+    arguments = [*settings, *SHORT, "trainer=ddp_cpu"]
+    study, trial = hopeless(tmp_path)
+    pruned = two([*arguments, *trial, f"run_dir={run}"], tmp_path, second=[f"hydra.sweeper.storage={elsewhere}"])
+    assert pruned == [0, 0], (tmp_path / "log0").read_text()[-3000:]
+    record = json.loads((run / "status.json").read_text())
+    assert (record["state"], record["epochs"]) == ("pruned", 2) and not (run / "bundle").exists()
+    scores = [float(row["val/CIDEr"]) for row in history(run) if "val/CIDEr" in row]
+    assert study.trials[1].intermediate_values == dict(enumerate(scores, 1)) and len(scores) == 2
+    assert not elsewhere.exists()
+    assert two([*arguments, f"run_dir={run}", "ckpt=last"], tmp_path) == [0, 0]
+    assert two([*arguments, f"run_dir={whole}"], tmp_path) == [0, 0]
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("options", [[], pytest.param(TWICE, marks=slow)], ids=["after an epoch", "in an epoch"])
+def test_a_run_that_was_pruned_goes_on_as_the_same_run(options, settings, whole_of, tmp_path):
+    arguments = [*settings, *SHORT, *options, f"run_dir={tmp_path / 'run'}"]
+    call([*arguments, *hopeless(tmp_path)[1]], tmp_path / "log")
+    step = torch.load(newest(tmp_path / "run"), weights_only=True)["global_step"]
+    assert step == (6 if options else 8)
+    call([*arguments, "ckpt=last"], tmp_path / "log")
+    assert_same(tmp_path / "run", whole_of(options))
 
 
 # ---------------------------------------------------------------- full disks

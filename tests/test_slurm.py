@@ -11,12 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from src.config import ROOT
 from src.runs import checkpoints
+from src.trials import KILLED, open_storage
 from tests.processes import call
 from tests.test_resuming import assert_same, history, small, two, wait_for
 
@@ -44,6 +46,7 @@ def cluster(tmp_path_factory):
     scripts = ROOT / "tests" / "slurm"
     try:
         subprocess.run([scripts / "start.sh", folder, "2"], env={**environment, "PORT": str(port)}, check=True)
+        environment["PATH"] = f"{folder / 'bin'}:{environment['PATH']}"
         yield {**environment, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
     finally:
         subprocess.run([scripts / "stop.sh", folder], env=environment, check=True)
@@ -173,3 +176,35 @@ def test_a_job_of_sbatch_goes_on_by_itself_when_its_time_is_up_and_when_it_is_pr
     whole = tmp_path / "whole"
     assert two([*longer, f"run_dir={whole}"], tmp_path) == [0, 0]
     assert_same(run, whole)
+
+
+def test_trials_of_a_search_are_jobs_each_of_two_nodes(cluster, settings, tmp_path):
+    """Four trials, two at a time: a good one beside one that is killed, then a hopeless one beside one that fails."""
+    storage, log = tmp_path / "studies.log", tmp_path / "log"
+    study = optuna.create_study(storage=open_storage(str(storage)), study_name="s", direction="minimize")
+    for seed, rate, captions in ((0, 0.01, "val"), (1, 0.01, "val"), (2, 1e-7, "val"), (3, 0.01, "none")):
+        study.enqueue_trial({"seed": str(seed), "optimizer.lr": rate, "data.val": f"{captions}.tsv"})
+    search = ["study_name=s", f"storage={storage}", "n_trials=4", "n_jobs=2", "pruner.n_startup_trials=1"]
+    arguments = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{each}" for each in search), "hydra/launcher=slurm"]
+    arguments += ["hydra.launcher.nodes=2", *HERE, SETUP, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    arguments += ["seed=0,1,2,3", "data.val=val.tsv,none.tsv", "optimizer.lr=tag(log,interval(1e-8,0.1))"]
+    arguments += ["callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "trainer.max_epochs=4"]
+    fixed = [each for each in settings if each.partition("=")[0] not in ("data.val", "optimizer.lr")]
+    good, killed, bad, _ = (tmp_path / "runs" / str(seed) for seed in range(4))
+    with log.open("w") as file:
+        command = train(["-m", *fixed, *arguments], f"run_dir={tmp_path}/runs/${{seed}}", "data.batch_size=2")
+        searching = subprocess.Popen(command, cwd=ROOT, env=cluster, stdout=file, stderr=file)
+    wait_for(lambda: checkpoints(killed) or searching.poll() is not None)
+    said(["scancel", json.loads((killed / "status.json").read_text())["job"]], cluster)
+    assert searching.wait(300) == 1, log.read_text()[-3000:]
+    trials = study.trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "PRUNED", "FAIL"]
+    assert trials[1].user_attrs["error"] == KILLED and "none.tsv" in trials[3].user_attrs["error"]
+    for trial, run, epochs in ((trials[0], good, 4), (trials[2], bad, 2)):
+        losses = [float(row["val/loss"]) for row in history(run) if "val/loss" in row]
+        assert trial.intermediate_values == dict(enumerate(losses, 1)) and len(losses) == epochs
+    assert trials[0].value == json.loads((good / "status.json").read_text())["best"] and (good / "bundle").exists()
+    assert json.loads((bad / "status.json").read_text())["state"] == "pruned"
+    logs = [path.read_text() for path in (tmp_path / "sweep" / ".submitit").rglob("*_log.out")]
+    assert len(logs) == 8 and sum("MEMBER: 2/2" in each for each in logs) == 3, "two processes a trial"
+    assert re.search(rf"^failed: seed=1 .*: {KILLED}$", log.read_text(), re.M), log.read_text()[-3000:]

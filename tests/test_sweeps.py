@@ -7,18 +7,21 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from omegaconf import OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from hydra_plugins import captionary
 from src import sweeps
 from src.config import ROOT
-from src.runs import STATUS
-from src.sweeps import NOTE, job_row, keep_to_share, summary, take_up
+from src.runs import LOCK, STATUS
+from src.sweeps import NOTE, job_row, keep_to_share, summary, take_up, wait_for_others
 
 
 def call(*arguments: str, expect: int = 0) -> str:
@@ -277,6 +280,22 @@ def test_whatever_is_learned_otherwise_is_another_run(earlier, change):
     mine, run = earlier
     with pytest.raises(ValueError, match=f"holds a training with {next(iter(change))}"):
         take_up(OmegaConf.merge(mine, OmegaConf.create(change)), run)
+
+
+def test_a_jobs_processes_do_not_wait_for_their_first_one(tmp_path, monkeypatch):
+    """Which has the run's lock; for another job's, they do."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    waiting = threading.Thread(target=wait_for_others, args=[tmp_path], daemon=True)
+    with FileLock(tmp_path / LOCK):
+        (tmp_path / STATUS).write_text('{"job": "7"}')
+        wait_for_others(tmp_path)
+        (tmp_path / STATUS).write_text('{"job": "8"}')
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+    waiting.join(20)
+    assert not waiting.is_alive()
 
 
 @pytest.mark.parametrize("devices", [2, "0,1", [0, 1]])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A SLURM of N nodes on this one machine, as root: munge, slurmctld and N slurmd, which write below DIR only.
-#     tests/slurm/start.sh DIR [N] && export SLURM_CONF=DIR/slurm.conf; tests/slurm/stop.sh DIR
+#     tests/slurm/start.sh DIR [N] && export SLURM_CONF=DIR/slurm.conf PATH=DIR/bin:$PATH; tests/slurm/stop.sh DIR
 # Ports PORT to PORT + N of 127.0.0.1 must be free (PORT=16817 unless it is set).
 set -euo pipefail
 dir=${1:?folder} nodes=${2:-2} port=${PORT:-16817} host=$(hostname -s)
@@ -40,6 +40,14 @@ SlurmdParameters=config_overrides
 $(for i in $(seq "$nodes"); do echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=2 RealMemory=2000"; done)
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
+mkdir -p "$dir/bin"
+cat > "$dir/bin/sacct" <<'SH'
+#!/bin/sh
+# In place of sacct, which would ask a database: submitit learns from it that a job has ended without a word.
+echo 'JobID|State|NodeList'
+exec squeue --noheader --array --states=all --format='%i|%T|%N'
+SH
+chmod +x "$dir/bin/sacct"
 export SLURM_CONF="$dir/slurm.conf"
 slurmctld -f "$SLURM_CONF"
 for i in $(seq "$nodes"); do
