@@ -498,7 +498,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cores", type=int, default=2, help="that all may use (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/scaling.json"), metavar="FILE", help="(%(default)s)")
     options = parser.parse_args(arguments)
-    results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    try:
+        results = json.loads(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    except (OSError, ValueError) as error:
+        parser.error(f"{options.output}: no figures of this benchmark ({error}): give another --output, or delete it")
     if options.docs:
         write_docs(results)
         return 0

@@ -98,14 +98,14 @@ class Histogram(NamedTuple):
     @classmethod
     def of(cls, values: torch.Tensor, bins: int = 64) -> "Histogram | None":
         """Of all finite values; None where there is none."""
-        values = values.detach().flatten().float()
+        values = values.detach().flatten().float().cpu()  # CUDA's histc has no deterministic form
         values = values[values.isfinite()]
         if not len(values):
             return None
         low, high = (float(end) for end in values.aminmax())
         if low == high:
             low, high = low - 0.5, high + 0.5
-        counts = torch.histc(values, bins, low, high).cpu().numpy()
+        counts = torch.histc(values, bins, low, high).numpy()
         return cls(counts, np.linspace(low, high, bins + 1), float(values.sum()), float(values.square().sum()))
 
 

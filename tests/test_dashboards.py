@@ -270,18 +270,19 @@ def test_a_run_of_wandb_is_not_shared_by_two_trainings(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     (tmp_path / "bundle").mkdir()
+    (tmp_path / "last.ckpt").write_bytes(b"weights")
     first = WandbOrOffline(str(tmp_path), project="p")
     names = [first.experiment.id]
-    second = WandbOrOffline(str(tmp_path / "second"), project="p", log_bundle=False)
+    second = WandbOrOffline(str(tmp_path / "second"), project="p", log_bundle=False, log_checkpoints=False)
     names.append(second.experiment.id)
-    second.finish({}, tmp_path / "bundle")
+    second.finish({}, tmp_path / "bundle", [tmp_path / "last.ckpt"])
     third = WandbOrOffline(str(tmp_path / "third"), project="p")
     names.append(third.experiment.id)
     third.finish({})  # a pruned run, which has none
     assert len(set(names)) == 3
     for name, folder in zip(names[1:], ("second", "third"), strict=True):
         (record,) = (tmp_path / folder / "wandb").glob(f"offline-run-*/run-{name}.wandb")
-        assert b"captioner-" not in record.read_bytes()
+        assert not any(kind in record.read_bytes() for kind in (b"captioner-", b"checkpoints-"))
 
 
 class Drawn(GreedySearch):

@@ -97,6 +97,10 @@ def test_what_is_measured_is_kept_and_modelled(tmp_path, capsys, monkeypatch):
     for _ in range(2):
         assert scaling.main(["--output", str(output)]) == 0
     assert capsys.readouterr().out.count("gflop a caption") == 1
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(SystemExit):
+        scaling.main(["--output", str(tmp_path / "bad.json")])
+    assert "bad.json: no figures of this benchmark" in capsys.readouterr().err
     table = costs.markdown(json.loads(output.read_text())["operations"]["rows"])
     assert table.count("| COCO |") == table.count("| CC12M |") == 6 and "8 × 8" in table
     assert markdown([{"a": 1}, {"b": 1234.5}]).splitlines()[2:] == ["| 1 |  |", "|  | 1,234 |"]
