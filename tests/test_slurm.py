@@ -74,8 +74,11 @@ def train(settings: list[str], *more: str) -> list[str]:
 
 
 def release(cluster: dict[str, str]) -> None:
-    """Let jobs that are back in the queue start now: SLURM makes them wait for two minutes."""
-    for number in said(["squeue", "-h", "-t", "PD", "-o", "%A"], cluster).split():
+    """Let jobs that are back in the queue start in a moment: SLURM makes them wait for two minutes, and refuses one
+    that starts within the second in which it was ended ("Job credential revoked")."""
+    waiting = said(["squeue", "-h", "-t", "PD", "-o", "%A"], cluster).split()
+    time.sleep(3 if waiting else 0)
+    for number in waiting:
         said(["scontrol", "update", f"JobId={number}", "StartTime=now"], cluster, fails=True)
 
 
