@@ -641,6 +641,7 @@ class CaptionData(lightning.LightningDataModule):
         )
         if split.shards is not None:
             order.blocks, order.together = split.shards.blocks(), self.shuffle_shards
+            split.shards.shards.check_room(self.shuffle_shards)
         order.start, self._resume_at = self._resume_at, 0
         self._training = self._loader(split, order)
         return self._training

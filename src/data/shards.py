@@ -9,12 +9,15 @@ seed, epoch and step. `python -m src.prepare shards` writes them; tars packed by
 import functools
 import glob
 import hashlib
+import http.client
 import itertools
 import json
 import logging
+import mmap
 import os
 import tarfile
-import urllib.error
+import threading
+import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -29,8 +32,8 @@ from tqdm import tqdm
 from src.data.images import ImageError
 from src.data.table import Captions, Strings, kept, mapped
 from src.data.transforms import AS_IT_IS, Preprocess, Variation
-from src.data.tsv import read_tsv
-from src.files import locked, write_atomically
+from src.data.tsv import kept_path, read_tsv
+from src.files import FULL, DiskFull, locked, room_for, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +44,23 @@ TEXTS = ("txt", "caption", "cap", "text")
 OnBadShard = Literal["error", "skip"]
 OPEN = 64
 """Shards that a process keeps open."""
+TRIES = 3
+"""Of what has an address, before it counts as not to be had,"""
+AGAIN = 300.0
+"""and seconds after which it is tried again."""
 CHUNK = 1 << 20
 
 
 class ShardError(ValueError):
     """A shard that cannot be used; the message names it and says how to mend it."""
+
+
+class NotThereError(ShardError):
+    """There is nothing at an address."""
+
+
+class FetchError(ShardError):
+    """What an address has did not come, or not all of it; another time it may."""
 
 
 class Shard(NamedTuple):
@@ -69,7 +84,7 @@ class Manifest:
     features: dict[str, Any] | None = None
     """What the frozen encoder's features are of (`features_key`), their `shape` and `dtype`; None: pictures."""
     packed: str | None = None
-    """A digest of what they were packed from, and how; None: by others."""
+    """A digest of what they were packed from, and how; of tars of others, of their names, sizes and times."""
 
     @property
     def first(self) -> np.ndarray:
@@ -86,7 +101,7 @@ class Manifest:
         """Read manifest.json.
 
         Raises:
-            ShardError: it is none.
+            ShardError: it is none, or cannot be read.
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -96,7 +111,7 @@ class Manifest:
                 content["features"],
                 content["packed"],
             )
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ShardError(
                 f"{file}: no manifest of shards ({error!r}): pack them again with `python -m src.prepare shards`"
             ) from None
@@ -119,10 +134,19 @@ class Shards:
     def __init__(self, place: str, manifest: Manifest, index: np.ndarray, cache: Path, most: int | None = None) -> None:
         self.place, self.manifest, self.index, self.cache, self.most = place, manifest, index, cache, most
         self.first = manifest.first
-        self._open: dict[int, int] = {}  # shard → file descriptor, that of the longest use last
+        self._forget()
+
+    def _forget(self) -> None:
+        self._open: dict[int, Content] = {}  # by shard, what was asked for last at the end
+        self._bad: dict[int, tuple[float, str]] = {}  # and what cannot be opened: since when, why
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # open files go into no other process
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_bad", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()  # open files go into no other process
 
     def shard_of(self, numbers: np.ndarray) -> np.ndarray:
         """Which shard each of these images is in."""
@@ -130,7 +154,10 @@ class Shards:
 
     def digest(self) -> str:
         """Of the content, as the manifest has it."""
-        return hashlib.sha256(json.dumps([shard._asdict() for shard in self.manifest.shards]).encode()).hexdigest()
+        about: list[Any] = [shard._asdict() for shard in self.manifest.shards]
+        if any(shard.sha256 is None for shard in self.manifest.shards):
+            about.append(self.manifest.packed)
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def path(self, shard: int) -> str:
         """Where a shard is: a file or an address."""
@@ -144,7 +171,11 @@ class Shards:
         """
         shard = int(self.shard_of(np.array(number)))
         begin, size = self.index[number].tolist()
-        data = os.pread(self._file(shard), size, begin)
+        content = self._content(shard)
+        try:
+            data = content.read(begin, size)
+        except OSError as error:
+            raise ShardError(f"{self.path(shard)}: {error.strerror or error}: copy it again") from error
         if len(data) < size:
             raise ShardError(f"{self.path(shard)}: damaged, it ends before its image {number}: copy it again")
         return data
@@ -158,36 +189,65 @@ class Shards:
         assert self.manifest.features is not None
         found = np.empty((len(numbers), *self.manifest.features["shape"]), self.manifest.features["dtype"])
         places, shards = self.index[np.asarray(numbers)].tolist(), self.shard_of(np.asarray(numbers)).tolist()
-        content, row = found.data.cast("B"), found[:1].nbytes
-        for to, shard, (begin, size) in zip(range(0, len(content), row), shards, places, strict=True):
-            if size != row or os.preadv(self._file(shard), [content[to : to + row]], begin) < row:
+        for row, shard, (begin, size) in zip(found, shards, places, strict=True):
+            content = self._content(shard)
+            if size != row.nbytes or begin + size > content.size:
                 raise ShardError(f"{self.path(shard)}: damaged, its features are cut off: copy it again")
+            row[...] = np.ndarray(row.shape, row.dtype, content.mapped, begin)
         return found
 
-    def _file(self, shard: int) -> int:
-        file = self._open.pop(shard, None)
-        if file is None:
-            path = self.path(shard)
-            try:
-                local = self._fetched(shard) if is_address(path) else path
-                file = os.open(local, os.O_RDONLY)
-            except OSError as error:
-                raise ShardError(f"{path}: {error.strerror or error}: copy it again, or pack it anew") from error
-            while len(self._open) >= OPEN:
-                os.close(self._open.pop(next(iter(self._open))))
-        self._open[shard] = file
-        return file
+    def _content(self, shard: int) -> "Content":
+        """An open shard, fetched if need be. Threads may ask at once; what one of them reads stays open."""
+        with self._lock:
+            content = self._open.pop(shard, None)
+            if content is None:
+                content = self._opened(shard)
+                self._let_go()
+            self._open[shard] = content
+            return content
 
-    def _fetched(self, shard: int) -> Path:
-        """The copy of a shard that has an address, fetched where it is not there; others make room."""
+    def _opened(self, shard: int) -> "Content":
+        since, why = self._bad.get(shard, (0.0, ""))
+        if why and time.monotonic() < since + AGAIN:  # with `skip` each of its images asks for it
+            raise ShardError(why)
+        path = self.path(shard)
+        try:
+            return self._fetched(shard) if is_address(path) else Content(path)
+        except DiskFull:
+            raise
+        except (OSError, ShardError) as error:
+            why = f"{path}: {error.strerror or error}: copy it again" if isinstance(error, OSError) else str(error)
+            self._bad[shard] = (time.monotonic(), why)
+            raise ShardError(why) from error
+
+    def _let_go(self) -> None:
+        """Make way for another open shard: without the one that was asked for longest ago, where there are many, and
+        without those that some process has removed to make room, which would take it still."""
+        gone = [shard for shard, content in self._open.items() if self.most is not None and not content.is_there()]
+        for shard in [*gone, *list(self._open)[: len(self._open) + 1 - OPEN]]:
+            self._open.pop(shard, None)
+
+    def _fetched(self, shard: int) -> "Content":
+        """A shard that has an address: its copy, fetched where it is not there; others make room."""
         about = self.manifest.shards[shard]
-        name = f"{self.path(shard)}{about.sha256 or ''}"  # what is packed anew at an address is fetched anew
-        target = self.cache / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.tar"
-        if not target.exists():
-            fetch(self.path(shard), target, about.bytes, about.sha256)
-            if self.most is not None:
-                _make_room(self.cache, target, self.most)
-        return target
+        target = fetched_to(self.cache, f"{self.path(shard)}{about.sha256 or ''}")  # packed anew is fetched anew
+        while True:
+            if not target.exists():
+                fetch(self.path(shard), target, about.bytes, about.sha256)
+                make_room(self.cache, target, self.most)
+            with suppress(FileNotFoundError):  # another process has made room, just now
+                return Content(target)
+
+    def check_room(self, together: int) -> None:
+        """Warn where fewer shards are kept than a training reads at a time, of which so many are mixed."""
+        sizes = [shard.bytes for i, shard in enumerate(self.manifest.shards) if is_address(self.path(i))]
+        needed = min(2 * together * max(sizes, default=0), sum(sizes))  # as one mixture ends, the next begins
+        if self.most is not None and self.most < needed:
+            log.warning(
+                "%s: data.shard_cache_gb=%g keeps fewer shards than are read at a time, so that they are fetched again "
+                "and again: %.3g, or fewer data.shuffle_shards",
+                *(self.place, self.most / 1e9, needed / 1e9),
+            )
 
     def problems(self, decode: bool, among: Sequence[int]) -> dict[int, str]:
         """What is wrong with these shards, by number: that are missing or of another size; with `decode`, of another
@@ -217,6 +277,39 @@ class Shards:
         if decode:
             write_atomically(known_file, json.dumps(known))
         return found
+
+
+class Content:
+    """An open file, which is closed when nothing reads it any more.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self.number = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self.number).st_size
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+    def is_there(self) -> bool:
+        """Whether the file is still where it was."""
+        return os.path.exists(self.path)
+
+    def read(self, begin: int, size: int) -> bytes:
+        """Some of it, or what there is of that."""
+        return os.pread(self.number, size, begin)
+
+    @functools.cached_property
+    def mapped(self) -> mmap.mmap:
+        """All of it in memory, for what is small and read often."""
+        return mmap.mmap(self.number, 0, access=mmap.ACCESS_READ)
 
 
 class ShardImages:
@@ -304,6 +397,11 @@ def joined_place(base: str, name: str) -> str:
     return f"{base.rstrip('/')}/{name}"
 
 
+def fetched_to(cache: Path, what: str) -> Path:
+    """Where a tar that has an address is kept."""
+    return cache / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.tar"
+
+
 def _stream(address: str) -> BinaryIO:
     if address.startswith(("http://", "https://")):
         return urllib.request.urlopen(address, timeout=60)  # type: ignore[no-any-return]
@@ -318,37 +416,63 @@ def fetch(address: str, target: Path, size: int | None = None, sha256: str | Non
     """Copy what has an address to a file: whole, or not at all. One process does, others wait.
 
     Raises:
-        ShardError: it is not there, or other than it should be.
+        NotThereError: the server says so; of other kinds of addresses, they cannot be opened.
+        FetchError: it does not come in three tries.
+        ShardError: it is other than it should be.
+        DiskFull: there is no room for it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f"{target.name}.lock"), address):
-        if target.exists():
-            return
-        partial = target.with_name(f"{target.name}.partial")
-        digest, done = hashlib.sha256(), 0
-        try:
-            with _stream(address) as source, partial.open("wb") as file:
-                while data := source.read(CHUNK):
-                    file.write(data)
-                    digest.update(data)
-                    done += len(data)
-        except (OSError, urllib.error.URLError) as error:
-            raise ShardError(f"{address}: it could not be fetched ({error})") from error
-        if size not in (None, done) or sha256 not in (None, digest.hexdigest()):
-            partial.unlink()
-            raise ShardError(f"{address}: damaged: {done} bytes came, and their checksum is not the manifest's")
+    with locked(target.with_name(f"{target.name}.lock"), address), room_for(target, size):
+        for left in reversed(range(TRIES)):
+            if target.exists():
+                return
+            try:
+                _copy(address, target, size, sha256)
+            except FetchError as error:
+                if not left:
+                    raise
+                log.warning("%s; trying again", error)
+                time.sleep(1)
+
+
+def _copy(address: str, target: Path, size: int | None, sha256: str | None) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    digest, done = hashlib.sha256(), 0
+    try:
+        with _stream(address) as source, partial.open("wb") as file:
+            announced = getattr(source, "length", None) if size is None else size  # HTTP's; a cut-off end is no error
+            while data := source.read(CHUNK):
+                file.write(data)
+                digest.update(data)
+                done += len(data)
+        if announced not in (None, done):
+            raise FetchError(f"{address}: cut off: {done} of {announced} bytes came")
+        if sha256 not in (None, digest.hexdigest()):
+            raise ShardError(f"{address}: damaged: its checksum is not the manifest's")
         os.replace(partial, target)
+    except (OSError, http.client.HTTPException) as error:
+        if getattr(error, "errno", None) in FULL:
+            raise
+        missing = getattr(error, "code", None) in (403, 404, 410) or not address.startswith(("http://", "https://"))
+        raise (NotThereError if missing else FetchError)(f"{address}: it could not be fetched ({error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def _make_room(cache: Path, newest: Path, most: int) -> None:
-    """Remove the shards that were fetched first until at most so many bytes are kept; open ones stay readable."""
-    files = sorted((file for file in cache.glob("*.tar") if file != newest), key=lambda file: file.stat().st_mtime)
-    total = newest.stat().st_size + sum(file.stat().st_size for file in files)
-    for file in files:
-        if total <= most:
-            break
-        total -= file.stat().st_size
-        file.unlink(missing_ok=True)
+def make_room(cache: Path, newest: Path, most: int | None) -> None:
+    """Remove the shards that were fetched first until at most so many bytes are kept; None: all."""
+    if most is None:
+        return
+    files = []
+    for file in cache.glob("*.tar"):
+        with suppress(FileNotFoundError):  # another process makes room, too
+            stat = file.stat()
+            files.append((stat.st_mtime, stat.st_size, file))
+    total = sum(size for _, size, _ in files)
+    for _, size, file in sorted(files):
+        if total > most and file != newest:
+            total -= size
+            file.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- finding
@@ -381,7 +505,7 @@ def found_shards(
     if on_bad_shard not in get_args(OnBadShard):
         raise ValueError(f"on_bad_shard={on_bad_shard}: choose {', '.join(get_args(OnBadShard))}")
     cache = cache_dir / "shards"
-    place, folder, chosen = _located(root, where, cache, on_bad_shard)
+    place, folder, chosen = _located(root, where, cache, on_bad_shard, most)
     manifest = Manifest.read(folder / MANIFEST)
     for name, sha256 in manifest.sha256.items():
         if verify == "decode" and sha256_of(folder / name) != sha256:
@@ -417,7 +541,7 @@ def found_shards(
 
 
 def _located(
-    root: str, where: str | Sequence[str], cache: Path, on_bad_shard: str
+    root: str, where: str | Sequence[str], cache: Path, on_bad_shard: str, most: int | None
 ) -> tuple[str, Path, set[str] | None]:
     """What shard names are relative to; the folder of the manifest and what belongs to it; of some shards, which."""
     if isinstance(where, str) and not where.endswith(".tar"):
@@ -432,6 +556,9 @@ def _located(
     else:
         patterns = [where] if isinstance(where, str) else where
         tars = [tar for pattern in patterns for tar in _expanded(joined_place(root, pattern))]
+    if not tars:
+        raise ShardError(f"{root}: an empty list of shards: give a folder of them, or a pattern of tars")
+    tars = [tar if is_address(tar) else os.path.abspath(tar) for tar in tars]
     parents = {tar.rpartition("/")[0] for tar in tars}
     if len(parents) == 1:
         (place,) = parents
@@ -440,11 +567,11 @@ def _located(
         if not is_address(place):
             folder = Path(place) if (Path(place) / MANIFEST).is_file() else None
         else:
-            with suppress(ShardError):  # there need be none
+            with suppress(NotThereError):  # there need be none
                 folder = _fetched_manifest(place, cache)
         if folder is not None and names <= {shard.name for shard in Manifest.read(folder / MANIFEST).shards}:
             return place, folder, names
-    return "", _indexed(tars, cache, on_bad_shard), None
+    return "", _indexed(tars, cache, on_bad_shard, most), None
 
 
 def _expanded(pattern: str) -> list[str]:
@@ -466,14 +593,16 @@ def _fetched_manifest(address: str, cache: Path) -> Path:
     """The folder of a manifest that has an address, and of its captions and index: fetched where they have changed."""
     folder = cache / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f"{MANIFEST}.new"
     with locked(folder / "fetching.lock", address):
-        (folder / MANIFEST).unlink(missing_ok=True)  # always the present one
-        fetch(joined_place(address, MANIFEST), folder / MANIFEST)
-        for name, sha256 in Manifest.read(folder / MANIFEST).sha256.items():
+        new.unlink(missing_ok=True)
+        fetch(joined_place(address, MANIFEST), new)  # always the present one
+        for name, sha256 in Manifest.read(new).sha256.items():
             file = folder / name
             if not file.exists() or sha256_of(file) != sha256:
                 file.unlink(missing_ok=True)
                 fetch(joined_place(address, name), file, sha256=sha256)
+        os.replace(new, folder / MANIFEST)  # others may be reading it
     return folder
 
 
@@ -489,14 +618,20 @@ class Packed(NamedTuple):
     places: list[tuple[int, int]]
 
 
-def read_tar(file: Path, prefix: str = "") -> Packed:
+def read_tar(file: Path, prefix: str = "", place: str = "") -> Packed:
     """Look through a tar in webdataset's form: files of one name up to the first dot are a sample. `.json` with
-    `captions` (and `tags`) or `caption`, or `.txt`, says what the picture beside it shows; `image` in the JSON is its
-    name, else `prefix` and the files' own. Samples without a picture or without a caption are left out.
+    `captions` (and `tags`) or `caption`, or `.txt`, says what the picture beside it shows; a path as its `image` is the
+    picture's name, else `prefix` and the files' own. Samples without a picture or a caption are left out.
+
+    Args:
+        file: the tar.
+        prefix: of names.
+        place: where the tar is from, for messages; empty: the file.
 
     Raises:
         ShardError: no tar, or a damaged one.
     """
+    place = place or str(file)
     samples: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(file, "r:") as tar:
@@ -515,66 +650,136 @@ def read_tar(file: Path, prefix: str = "") -> Packed:
                     sample["json" if kind == "json" else "text"] = opened.read().decode()
             end = tar.offset
         if end > file.stat().st_size:
-            raise ShardError(f"{file}: damaged, it ends too early: copy it again")
+            raise ShardError(f"{place}: damaged, it ends too early: copy it again")
         found = Packed([], [], [], [])
         for key, sample in samples.items():
             about = json.loads(sample.get("json", "{}"))
-            said = about.get("captions") or [about.get("caption") or sample.get("text") or ""]
-            tags = itertools.chain(about.get("tags") or (), itertools.repeat(""))
-            rows = [(" ".join(str(text).split()), tag) for text, tag in zip(said, tags, strict=False)]
-            rows = [(text, tag) for text, tag in rows if text]
+            if not isinstance(about, dict):
+                raise ShardError(f"{place}: the JSON of its sample {key} is no object: mend it, or leave it out")
+            said = _texts(about.get("captions")) or _texts(about.get("caption")) or _texts(sample.get("text"))
+            tags = about.get("tags") or ""
+            each = itertools.repeat(tags) if isinstance(tags, str) else itertools.chain(tags, itertools.repeat(""))
+            rows = [(text, "".join(_texts(tag))) for text, tag in zip(said, each, strict=False) if text]
             if rows and "at" in sample:
-                found.names.append(about.get("image") or prefix + key)
+                found.names.append(_name(about.get("image"), prefix + key))
                 found.captions.append([text for text, _ in rows])
                 found.tags.append([tag for _, tag in rows])
                 found.places.append(sample["at"])
         return found
-    except (OSError, tarfile.TarError, UnicodeDecodeError, ValueError, AttributeError) as error:
+    except (OSError, tarfile.TarError, ValueError, TypeError) as error:
         if isinstance(error, ShardError):
             raise
-        raise ShardError(f"{file}: damaged, or no tar of pictures and captions ({error}): copy it again") from error
+        raise ShardError(f"{place}: damaged, or no tar of pictures and captions ({error}): copy it again") from error
 
 
-def _indexed(tars: Sequence[str], cache: Path, on_bad_shard: str) -> Path:
-    """The folder of a manifest, captions and index of tars that have none; made once."""
-    stamps = [[tar, *(_stamp(tar) if not is_address(tar) else ())] for tar in tars]
-    key = hashlib.sha256(json.dumps([stamps, on_bad_shard]).encode()).hexdigest()[:16]
+def _texts(value: Any) -> list[str]:
+    """Of a text or a list of them, each in one line; what is no text is empty, and keeps its place."""
+    values = value if isinstance(value, list) else [value]
+    found = [" ".join(each.split()) if isinstance(each, str) else "" for each in values]
+    return found if any(found) else []
 
-    def build(partial: Path) -> None:
-        shards: list[Shard] = []
-        lines: list[str] = []
-        index: list[tuple[int, int]] = []
-        for tar in tqdm(tars, desc="looking through shards", unit="shard", disable=None):
-            file = Path(tar)
+
+def _name(wanted: Any, own: str) -> str:
+    """What an image is called in a table: as its JSON wants it, where that is a path below a folder."""
+    if isinstance(wanted, str) and wanted.isprintable():
+        kept, problem = kept_path(wanted.strip())
+        if problem is None:
+            return kept
+    return kept_path("".join(each if each.isprintable() else "_" for each in own))[0]
+
+
+def _indexed(tars: Sequence[str], cache: Path, on_bad_shard: str, most: int | None = None) -> Path:
+    """The folder of a manifest, captions and index of tars that have none. Each tar is looked through once; those that
+    cannot be are tried, and named, in every call."""
+    cache.mkdir(parents=True, exist_ok=True)
+    known = cache / _key(tars)
+    with locked(cache / f"{known.name}.looking.lock", f"looking through {len(tars)} shards"):
+        if known.exists():
+            return known
+        good: dict[str, Path] = {}
+        for tar, prefix in tqdm(
+            zip(tars, _prefixes(tars), strict=True), "looking through shards", len(tars), unit="shard", disable=None
+        ):
             try:
-                if is_address(tar):
-                    file = cache / f"{hashlib.sha256(tar.encode()).hexdigest()[:16]}.tar"
-                    fetch(tar, file)
-                packed = read_tar(file, f"{PurePosixPath(tar).stem}/")
+                good[tar] = _looked_through(tar, prefix, cache, most)
             except ShardError as error:
                 if on_bad_shard == "error":
                     raise ShardError(f"{error}; data.on_bad_shard=skip leaves its images out") from error
                 log.warning("left out: %s", error)
-                continue
-            name = tar if is_address(tar) else os.path.abspath(tar)
-            shards.append(Shard(name, len(packed.names), file.stat().st_size, None))
-            lines += table_lines(packed.names, packed.captions, packed.tags)
-            index += packed.places
-        if not index:
-            raise ShardError(f"{tars[0]}: no pictures with captions in the {len(tars)} shards")
-        (partial / CAPTIONS).write_text("".join(lines), encoding="utf-8")
-        np.save(partial / INDEX, np.array(index, np.int64))
-        Manifest(shards).write(partial)
+        key = _key(list(good))
 
-    return kept(cache / key, f"looking through {len(tars)} shards", build)
+        def build(partial: Path) -> None:
+            shards: list[Shard] = []
+            index: list[tuple[int, int]] = []
+            where: dict[str, str] = {}  # each image's tar
+            with (partial / CAPTIONS).open("w", encoding="utf-8", newline="\n") as file:
+                for tar, note in good.items():
+                    size, *lists = json.loads(note.read_text(encoding="utf-8"))
+                    packed = Packed(*lists)
+                    for name in packed.names:
+                        if name in where:
+                            raise ShardError(f"{tar}: its image {name} is in {where[name]}, too: leave one of them out")
+                        where[name] = tar
+                    shards.append(Shard(tar, len(packed.names), size, None))
+                    file.writelines(table_lines(packed.names, packed.captions, packed.tags))
+                    index += packed.places
+            if not index:
+                raise ShardError(f"{tars[0]}: no pictures with captions in the {len(tars)} shards")
+            np.save(partial / INDEX, np.array(index, np.int64))
+            Manifest(shards, packed=key).write(partial)
+
+        folder = kept(cache / key, f"looking through {len(tars)} shards", build)
+        if folder == known:  # else the next call looks at the others only
+            for note in good.values():
+                note.unlink(missing_ok=True)
+        return folder
 
 
-def _stamp(tar: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(tar)
-    except OSError as error:
-        raise ShardError(f"{tar}: {error.strerror}: copy it again, or leave it out of the list") from error
+def _key(tars: Sequence[str]) -> str:
+    """Of the content of tars, by their names, sizes and times."""
+    return hashlib.sha256(json.dumps([[tar, _stamp(tar)] for tar in tars]).encode()).hexdigest()[:16]
+
+
+def _stamp(tar: str) -> tuple[int, int] | None:
+    """A file's size and time; None: it has an address, or is not there."""
+    if is_address(tar) or not os.path.exists(tar):
+        return None
+    stat = os.stat(tar)
     return stat.st_size, stat.st_mtime_ns
+
+
+def _prefixes(tars: Sequence[str]) -> list[str]:
+    """What the names of each tar's images begin with: its own name, where tars of one name lie in several folders with
+    theirs."""
+    parts = [PurePosixPath(tar).with_suffix("").parts for tar in tars]
+    depth = 1
+    while depth < max(map(len, parts)) and len({each[-depth:] for each in parts}) < len({*parts}):
+        depth += 1
+    return ["/".join(each[-depth:]) + "/" for each in parts]
+
+
+def _looked_through(tar: str, prefix: str, cache: Path, most: int | None) -> Path:
+    """A note of a tar's bytes and what is in it, made once.
+
+    Raises:
+        ShardError: it is missing or damaged.
+    """
+    note = cache / f"{hashlib.sha256(json.dumps([tar, _stamp(tar), prefix]).encode()).hexdigest()[:16]}.json"
+    if note.exists():
+        return note
+    file = Path(tar)
+    if is_address(tar):
+        file = fetched_to(cache, tar)
+        fetch(tar, file)
+        make_room(cache, file, most)
+    try:
+        packed = read_tar(file, prefix, tar)
+    except ShardError:
+        if is_address(tar):  # what came was none, and may be another time
+            file.unlink(missing_ok=True)
+        raise
+    write_atomically(note, json.dumps([file.stat().st_size, *packed], ensure_ascii=False))
+    return note
 
 
 def table_lines(

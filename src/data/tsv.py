@@ -346,7 +346,7 @@ def _parse(data: bytes, offset: int) -> _Part:
             caption = columns[1].strip()
             image, problem = clean.get(columns[0]), None
             if image is None:
-                image, problem = _path(columns[0].strip())
+                image, problem = kept_path(columns[0].strip())
                 if problem is None:
                     clean[columns[0]] = image
             if problem is None and caption:
@@ -425,8 +425,8 @@ def _columns(line: str, count: int) -> tuple[str, str]:
     return "columns", "one column: put a tab between img_path and caption"
 
 
-def _path(written: str) -> tuple[str, tuple[str, str] | None]:
-    """(the path as it is kept, None), or (the path as written, (kind, reason))."""
+def kept_path(written: str) -> tuple[str, tuple[str, str] | None]:
+    """(the path as a table keeps it, None), or (the path as written, (kind, reason)) where it is none."""
     kept = posixpath.normpath(written.replace("\\", "/"))
     kind = "path"
     if not written:

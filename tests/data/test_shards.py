@@ -1,17 +1,21 @@
 """Shards: packed, read back, streamed by order, damaged; held against the TSV that they were packed from."""
 
+import errno
 import io
 import json
 import logging
 import multiprocessing
+import os
 import pickle
 import shutil
 import tarfile
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from src.data.module import CaptionData, TrainingOrder
 from src.data.shards import Manifest, ShardError, Shards, found_shards, picture_of, sha256_of
 from src.data.tokenizer import EnglishTokenizer
 from src.data.transforms import Augmentation, Preprocess
+from src.files import DiskFull
 from src.prepare.__main__ import main as prepare
 from src.prepare.shards import write_shards
 
@@ -347,7 +352,7 @@ def foreign(folder, number, samples):
             tar.addfile(member, io.BytesIO(content))
 
 
-def test_tars_that_others_packed(shapes, tmp_path):
+def test_tars_that_others_packed(shapes, tmp_path, caplog):
     pictures = [(shapes / f"images/{i:02d}.png").read_bytes() for i in range(4)]
     (tmp_path / "train").mkdir()
     foreign(
@@ -371,23 +376,103 @@ def test_tars_that_others_packed(shapes, tmp_path):
     (tmp_path / "train/00002.tar").write_bytes(b"no tar" * 1000)
     with pytest.raises(ShardError, match=r"00002\.tar: damaged, or no tar"):
         found_shards(str(tmp_path), "train", tmp_path / "cache")
-    table, _ = found_shards(str(tmp_path), "train/*.tar", tmp_path / "cache", on_bad_shard="skip")
-    assert len(table) == 3
+    tars = [f"train/{i:05d}.tar" for i in range(4)]
+    for _ in range(2):
+        caplog.clear()
+        table, _ = found_shards(str(tmp_path), tars, tmp_path / "cache", on_bad_shard="skip")
+        assert len(table) == 3 and "00002.tar: damaged" in caplog.text and "00003.tar" in caplog.text, "in every call"
+    foreign(tmp_path / "train", 2, [("4.png", pictures[3]), ("4.txt", b"a circle")])
+    foreign(tmp_path / "train", 3, [("5.png", pictures[3]), ("5.txt", b"a circle")])
+    table, _ = found_shards(str(tmp_path), tars, tmp_path / "cache")
+    assert table.images[-2:] == ["00002/4", "00003/5"]
+
+
+@pytest.mark.parametrize(
+    ("about", "captions", "tags", "name"),
+    [
+        ({"captions": "a dog", "tags": "en"}, ["a dog"], ["en"], "00000/a"),
+        ({"captions": ["one", None, "three"], "tags": ["x", "y", "z\nz"]}, ["one", "three"], ["x", "z z"], "00000/a"),
+        ({"captions": ["one", "two"], "tags": "zh"}, ["one", "two"], ["zh", "zh"], "00000/a"),
+        ({"captions": [], "caption": "a dog", "image": "https://place/a.png"}, ["a dog"], [""], "00000/a"),
+        ({"caption": "a dog", "image": "/whole/a.png"}, ["a dog"], [""], "00000/a"),
+        ({"caption": "a dog", "image": "two\nlines"}, ["a dog"], [""], "00000/a"),
+        ({"caption": "a dog", "image": "./x//a.png"}, ["a dog"], [""], "x/a.png"),
+    ],
+    ids=str,
+)
+def test_what_others_write_beside_a_picture(shapes, tmp_path, about, captions, tags, name):
+    picture = (shapes / "images/00.png").read_bytes()
+    foreign(tmp_path, 0, [("a.png", picture), ("a.json", json.dumps(about).encode())])
+    table, shards = found_shards(str(tmp_path), "00000.tar", tmp_path / "cache")
+    assert table.captions == [captions] and list(table.images) == [name] and shards.read(0) == picture
+    assert (table.tags or [[""] * len(captions)]) == [tags]
+
+
+def test_tars_of_one_name_and_images_of_one_name(shapes, tmp_path):
+    picture = (shapes / "images/00.png").read_bytes()
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        foreign(tmp_path / folder, 0, [("x.png", picture), ("x.txt", folder.encode())])
+    tars = ["a/00000.tar", "b/00000.tar"]
+    table, _ = found_shards(str(tmp_path), tars, tmp_path / "cache")
+    assert dict(zip(table.images, table.captions, strict=True)) == {"a/00000/x": ["a"], "b/00000/x": ["b"]}
+    for folder in "ab":
+        foreign(tmp_path / folder, 0, [("x.png", picture), ("x.json", b'{"caption": "a", "image": "one"}')])
+    with pytest.raises(ShardError, match=r"b/00000\.tar: its image one is in .*a/00000\.tar, too"):
+        found_shards(str(tmp_path), tars, tmp_path / "cache")
+    foreign(tmp_path, 0, [("x.png", picture), ("x.json", b"[]")])
+    with pytest.raises(ShardError, match="the JSON of its sample x is no object"):
+        found_shards(str(tmp_path), "00000.tar", tmp_path / "cache")
+    with pytest.raises(ShardError, match="an empty list"):
+        found_shards(str(tmp_path), [], tmp_path / "cache")
+
+
+def test_a_tar_that_was_exchanged_is_other_content(shapes, tmp_path):
+    """Of the same size: what was computed of its pictures is not what is computed of these."""
+    picture, digests = bytearray((shapes / "images/00.png").read_bytes()), []
+    for time in (1, 2):
+        picture[-20] ^= time
+        foreign(tmp_path, 0, [("x.png", bytes(picture)), ("x.txt", b"a")])
+        os.utime(tmp_path / "00000.tar", (time, time))
+        digests.append(found_shards(str(tmp_path), "00000.tar", tmp_path / "cache")[1].digest())
+    assert digests[0] != digests[1]
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Some paths it answers with an error, or half of what it announces, so many times."""
+
+    asked: ClassVar[list[str]] = []
+    failing: ClassVar[dict[str, int]] = {}
+    halved: ClassVar[dict[str, int]] = {}
+
+    def log_message(self, *arguments):
+        self.asked.append(self.path)
+
+    def do_GET(self):
+        if self.failing.get(self.path):
+            self.failing[self.path] -= 1
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def copyfile(self, source, outputfile):
+        if self.halved.get(self.path):
+            self.halved[self.path] -= 1
+            outputfile.write(source.read()[: os.fstat(source.fileno()).st_size // 2])
+        else:
+            super().copyfile(source, outputfile)
 
 
 @pytest.fixture
-def served(packed, tmp_path):
+def served(packed, tmp_path, monkeypatch):
     """The packed shards at an address, and what was asked of it."""
-    asked = []
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            asked.append(self.path)
-
+    for each in (Handler.asked, Handler.failing, Handler.halved):
+        each.clear()
+    monkeypatch.setattr("src.data.shards.time.sleep", lambda seconds: None)
     shutil.copytree(packed, tmp_path / "served")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", tmp_path / "served", asked
+    threading.Thread(target=partial(server.serve_forever, 0.05), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", tmp_path / "served", Handler.asked
     server.shutdown()
 
 
@@ -430,13 +515,94 @@ def test_what_is_packed_anew_at_an_address_is_fetched_anew(served, shapes, tmp_p
         assert shards.read(list(table.images).index("images/17.png")).endswith(change or b"\x82")
 
 
-def test_fetched_shards_make_room(served, tmp_path):
+def test_fetched_shards_make_room(served, tmp_path, caplog):
     address, folder, asked = served
     most = 1.5 * (folder / "train/000000.tar").stat().st_size
     data = data_of(address, tmp_path, shard_cache_gb=most / 1e9)
     assert sorted(i for b in epoch(data) for i in b.index.tolist()) == list(range(16))
     kept = sum(file.stat().st_size for file in (tmp_path / "shards").glob("*.tar"))
-    assert kept <= most
+    assert kept <= most and "keeps fewer shards than are read at a time" in caplog.text
+    assert len(data.images("train").shards.shards._open) == 1, "those that made room take none of the disk"
+
+
+def test_a_shard_that_another_process_removes_is_fetched_again(served, packed, tmp_path, monkeypatch):
+    address, _, asked = served
+    removed = []
+
+    def remove_one(cache, newest, most):
+        removed.append(newest)
+        if len(removed) == 1:
+            newest.unlink()
+
+    monkeypatch.setattr("src.data.shards.make_room", remove_one)
+    _, shards = found_shards(address, "val", tmp_path / "cache", most=1)
+    assert shards.read(0) == picture_of(packed / "val", "images/16.png")
+    assert len(removed) == 2 and Counter(asked)["/val/000000.tar"] == 2
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_what_fails_for_a_moment_is_fetched_again(served, tmp_path, caplog, manifest):
+    address, folder, asked = served
+    if not manifest:
+        (folder / "val/manifest.json").unlink()
+    Handler.failing["/val/manifest.json"] = 2
+    Handler.halved["/val/000000.tar"] = 2
+    table, shards = found_shards(address, "val/000000.tar", tmp_path / "cache")
+    assert (
+        len(table) == 4
+        and shards.read(0)
+        == (folder.parent / "served").joinpath("val/000000.tar").read_bytes()[slice(*np.cumsum(shards.index[0]))]
+    )
+    assert Counter(asked)["/val/000000.tar"] == 3 and "cut off" in caplog.text and "503" in caplog.text
+    Handler.failing["/train/manifest.json"] = 9
+    with pytest.raises(ShardError, match="train/manifest.json: it could not be fetched .*503"):
+        found_shards(address, "train/000000.tar", tmp_path / "cache")
+
+
+def test_tars_of_others_that_are_not_there_now(served, packed, tmp_path, caplog):
+    """One stays away, one is no tar: named in every call, and found as soon as they are there."""
+    address, folder, _ = served
+    (folder / "val/manifest.json").unlink()
+    (folder / "val/000001.tar").write_bytes(b"none")
+    Handler.failing["/val/000000.tar"] = 3
+    arguments = (address, "val/{000000..000001}.tar", tmp_path / "cache")
+    with pytest.raises(ShardError, match="no pictures with captions in the 2 shards"):
+        found_shards(*arguments, on_bad_shard="skip")
+    assert "val/000000.tar: it could not be fetched" in caplog.text and "val/000001.tar: damaged" in caplog.text
+    assert len(found_shards(*arguments, on_bad_shard="skip")[0]) == 4
+    shutil.copy(packed / "train/000003.tar", folder / "val/000001.tar")
+    assert len(found_shards(*arguments)[0]) == 5
+
+
+def test_a_shard_that_does_not_come_is_not_asked_for_by_each_of_its_images(served, tmp_path):
+    address, folder, asked = served
+    (folder / "train/000001.tar").unlink()
+    data = data_of(address, tmp_path, on_bad_shard="skip", batch_size=8)
+    epoch(data)
+    assert Counter(asked)["/train/000001.tar"] <= 2  # a line of the log when it is asked, one of the error
+
+
+def test_a_full_disk_is_no_bad_shard(served, tmp_path, monkeypatch):
+    address, _, _ = served
+    data = data_of(address, tmp_path, on_bad_shard="skip")
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("src.data.shards.os.replace", full)
+    with pytest.raises(DiskFull, match="there is no room for it"):
+        epoch(data)
+    assert not list(tmp_path.glob("shards/*.partial"))
+
+
+def test_threads_read_at_once(packed, tmp_path, monkeypatch):
+    """One shard open at a time: what a thread reads from is not closed under it."""
+    monkeypatch.setattr("src.data.shards.OPEN", 1)
+    _, shards = found_shards(str(packed), "train", tmp_path)
+    alone = [shards.read(i) for i in range(16)]
+    numbers = np.random.default_rng(0).integers(16, size=2000).tolist()
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(shards.read, numbers)) == [alone[i] for i in numbers]
 
 
 def test_tars_of_others_that_have_an_address(shapes, tmp_path, served):
@@ -447,6 +613,11 @@ def test_tars_of_others_that_have_an_address(shapes, tmp_path, served):
     assert data.tables["train"].captions == [["a red square"]]
     (batch,) = epoch(data)
     assert batch.images.shape == (1, 3, 16, 16) and Counter(asked)["/foreign/00000.tar"] == 1
+    most = (folder / "foreign/00000.tar").stat().st_size
+    foreign(folder / "foreign", 1, [("b.png", (shapes / "images/00.png").read_bytes()), ("b.txt", b"a red square")])
+    both = data_of(f"{address}/foreign", tmp_path, train="{00000..00001}.tar", val=None, shard_cache_gb=most / 1e9)
+    assert len(both.tables["train"]) == 2
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 1, "also while they are looked through"
 
 
 def test_other_processes_open_files_of_their_own(packed, tmp_path):
