@@ -30,7 +30,7 @@ from src.data.shards import (
 )
 from src.data.table import Captions, in_processes
 from src.data.tsv import read_tsv
-from src.files import write_atomically
+from src.files import locked, write_atomically
 from src.prepare.importer import many
 
 PARTS = "parts"
@@ -88,6 +88,7 @@ def write_shards(
 ) -> Manifest:
     """Write the shards of a table's images into `output`, each whole or not at all, and their manifest at the end. What
     an earlier call of the same data has finished is kept; a tar that is missing or has another size is packed anew.
+    Of calls at the same time one packs, and the others wait.
 
     Args:
         table: rows of `img_path<TAB>caption`.
@@ -113,28 +114,35 @@ def write_shards(
     about = [list(captions.images), list(captions.captions), list(captions.tags), str(root.resolve()), images]
     about.append(images_digest(root, captions.images))  # pictures that were replaced since are other data
     key = hashlib.sha256(json.dumps([about, None if source is None else source.key]).encode()).hexdigest()
-    _make_way(output, key, overwrite)
-    shards = range(0, len(captions), images)
-    if not (output / MANIFEST).exists():
-        todo = [n for n in range(len(shards)) if not _is_packed(output, n)]
-        bar = tqdm(
-            total=len(captions), desc=str(output), unit="img", initial=(len(shards) - len(todo)) * images, disable=None
-        )
+    place = output.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.with_name(f".{place.name}.lock"), f"the shards in {output}"):
+        _make_way(output, key, overwrite)
+        shards = range(0, len(captions), images)
+        if not (output / MANIFEST).exists():
+            todo = [n for n in range(len(shards)) if not _is_packed(output, n)]
+            bar = tqdm(
+                total=len(captions),
+                desc=str(output),
+                unit="img",
+                initial=(len(shards) - len(todo)) * images,
+                disable=None,
+            )
 
-        def part(n: int) -> Captions:
-            return captions.only(np.arange(shards[n], min(shards[n] + images, len(captions))))
+            def part(n: int) -> Captions:
+                return captions.only(np.arange(shards[n], min(shards[n] + images, len(captions))))
 
-        with bar:
-            if source is None:
-                work = (delayed(pack)(output, n, shards[n], *_lists(part(n)), root) for n in todo)
-                for done in in_processes(work, len(todo), workers):
-                    bar.update(done)
-            else:
-                for n in todo:
-                    rows = source.rows(range(shards[n], min(shards[n] + images, len(captions))))
-                    bar.update(pack(output, n, shards[n], *_lists(part(n)), root, rows))
-        _finish(output, len(shards), captions, key, None if source is None else source.key)
-    manifest = Manifest.read(output / MANIFEST)
+            with bar:
+                if source is None:
+                    work = (delayed(pack)(output, n, shards[n], *_lists(part(n)), root) for n in todo)
+                    for done in in_processes(work, len(todo), workers):
+                        bar.update(done)
+                else:
+                    for n in todo:
+                        rows = source.rows(range(shards[n], min(shards[n] + images, len(captions))))
+                        bar.update(pack(output, n, shards[n], *_lists(part(n)), root, rows))
+            _finish(output, len(shards), captions, key, None if source is None else source.key)
+        manifest = Manifest.read(output / MANIFEST)
     size = sum(shard.bytes for shard in manifest.shards)
     print(
         f"{output}: {many(len(captions), 'image')}, {many(len(captions.texts), 'caption')} in "

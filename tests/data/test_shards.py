@@ -229,6 +229,30 @@ def test_a_tar_that_is_gone_before_all_are_packed_is_packed_anew(shapes, packed,
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()
 
 
+def test_of_two_calls_at_the_same_time_one_packs(shapes, packed, tmp_path, monkeypatch):
+    from src.prepare import shards as module
+
+    real, packed_now = module.pack, []
+    second = threading.Thread(
+        target=write_shards, args=(shapes / "train.tsv", tmp_path / "train"), kwargs={"images": 5, "workers": 1}
+    )
+
+    def note(output, number, *rest):
+        packed_now.append(number)
+        if len(packed_now) == 1:
+            second.start()
+            second.join(0.5)  # time to do the same, were it let
+            assert second.is_alive()
+        return real(output, number, *rest)
+
+    monkeypatch.setattr(module, "pack", note)
+    write_shards(shapes / "train.tsv", tmp_path / "train", images=5, workers=1)
+    second.join(20)
+    assert packed_now == [0, 1, 2, 3]
+    for file in (packed / "train").iterdir():
+        assert (tmp_path / "train" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_pictures_that_were_replaced_are_other_data(shapes, tmp_path):
     shutil.copytree(shapes, tmp_path / "data")
     write_shards(tmp_path / "data" / "val.tsv", tmp_path / "packed")
