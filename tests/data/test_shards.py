@@ -357,6 +357,26 @@ def test_whole_shards_are_read_once_to_be_verified(packed, tmp_path, monkeypatch
     assert Counter(looked)["000003.tar"] == 1 and Counter(looked)["captions.tsv"] == 4
 
 
+def test_of_several_processes_one_reads_the_shards_to_verify_them(packed, tmp_path, monkeypatch):
+    from src.data import shards as module
+
+    _, shards = found_shards(str(packed), "train", tmp_path)
+    looked, real, found = [], module.sha256_of, []
+    second = threading.Thread(target=lambda: found.append(shards.problems(True, range(4))))
+
+    def note(file):
+        looked.append(file.name)
+        if len(looked) == 1:
+            second.start()
+            second.join(0.5)  # time to read them too, were it let
+        return real(file)
+
+    monkeypatch.setattr(module, "sha256_of", note)
+    assert shards.problems(True, range(4)) == {}
+    second.join(20)
+    assert found == [{}] and looked == [f"{number:06d}.tar" for number in range(4)]
+
+
 def test_damage_that_shows_while_it_trains(copy, tmp_path, caplog):
     """An image that cannot be decoded, in a shard of the right size: an error with its shard; with skip, left out."""
     flip(copy / "train/000001.tar")
