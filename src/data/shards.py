@@ -20,7 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
@@ -251,31 +251,34 @@ class Shards:
 
     def problems(self, decode: bool, among: Sequence[int]) -> dict[int, str]:
         """What is wrong with these shards, by number: that are missing or of another size; with `decode`, of another
-        content. Those that have an address are looked at when they are fetched."""
-        found = {}
-        known_file = self.cache / "verified.json"
-        known = json.loads(known_file.read_text()) if decode and known_file.exists() else {}
-        for number in tqdm(among, desc="checking shards", unit="shard", disable=None if decode else True):
-            shard, path = self.manifest.shards[number], self.path(number)
-            if is_address(path):
-                continue
-            try:
-                stat = os.stat(path)
-            except OSError as error:
-                found[number] = f"{path}: {error.strerror}: copy it again"
-                continue
-            if stat.st_size != shard.bytes:
-                found[number] = f"{path}: {stat.st_size} bytes, and the manifest says {shard.bytes}: copy it again"
-            elif decode and shard.sha256 is not None:
-                stamp = [stat.st_size, stat.st_mtime_ns, shard.sha256]
-                if known.get(os.path.abspath(path)) == stamp:
-                    continue
-                if sha256_of(Path(path)) != shard.sha256:
-                    found[number] = f"{path}: another content than the manifest says (SHA-256): copy it again"
-                else:
-                    known[os.path.abspath(path)] = stamp
+        content, for which of processes with one cache one reads them, and the others wait and use what it found. Those
+        that have an address are looked at when they are fetched."""
+        found, known_file = {}, self.cache / "verified.json"
         if decode:
-            write_atomically(known_file, json.dumps(known))
+            self.cache.mkdir(parents=True, exist_ok=True)
+        with locked(known_file.with_suffix(".lock"), f"the checksums of {self.place}") if decode else nullcontext():
+            known = json.loads(known_file.read_text()) if decode and known_file.exists() else {}
+            for number in tqdm(among, desc="checking shards", unit="shard", disable=None if decode else True):
+                shard, path = self.manifest.shards[number], self.path(number)
+                if is_address(path):
+                    continue
+                try:
+                    stat = os.stat(path)
+                except OSError as error:
+                    found[number] = f"{path}: {error.strerror}: copy it again"
+                    continue
+                if stat.st_size != shard.bytes:
+                    found[number] = f"{path}: {stat.st_size} bytes, and the manifest says {shard.bytes}: copy it again"
+                elif decode and shard.sha256 is not None:
+                    stamp = [stat.st_size, stat.st_mtime_ns, shard.sha256]
+                    if known.get(os.path.abspath(path)) == stamp:
+                        continue
+                    if sha256_of(Path(path)) != shard.sha256:
+                        found[number] = f"{path}: another content than the manifest says (SHA-256): copy it again"
+                    else:
+                        known[os.path.abspath(path)] = stamp
+            if decode:
+                write_atomically(known_file, json.dumps(known))
         return found
 
 

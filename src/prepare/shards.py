@@ -30,7 +30,7 @@ from src.data.shards import (
 )
 from src.data.table import Captions, in_processes
 from src.data.tsv import read_tsv
-from src.files import write_atomically
+from src.files import locked, write_atomically
 from src.prepare.importer import many
 
 PARTS = "parts"
@@ -48,7 +48,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument("--verify", choices=("none", "exists", "decode"), default="exists", help="look at each picture")
     parser.add_argument("--skip", action="store_true", help="leave bad rows out, and count them")
-    parser.add_argument("--overwrite", action="store_true", help="replace shards of other data")
+    parser.add_argument("--overwrite", action="store_true", help="pack all anew, whatever lies there")
     parser.add_argument(
         "--features",
         nargs="+",
@@ -87,7 +87,8 @@ def write_shards(
     overwrite: bool = False,
 ) -> Manifest:
     """Write the shards of a table's images into `output`, each whole or not at all, and their manifest at the end. What
-    an earlier call of the same data has finished is kept.
+    an earlier call of the same data has finished is kept; a tar that is missing or has another size is packed anew.
+    Of calls at the same time one packs, and the others wait.
 
     Args:
         table: rows of `img_path<TAB>caption`.
@@ -97,7 +98,7 @@ def write_shards(
         workers: processes that pack, or of features, threads that decode and encode; None: one a core.
         verify, on_bad_row: as in `read_tsv`.
         features: overrides of the training whose frozen encoder's features are packed; None: the pictures' files.
-        overwrite: replace shards of other data.
+        overwrite: pack all anew, and replace shards of other data.
 
     Raises:
         ValueError: a number out of its range, a bad row, shards of other data, an encoder that is not frozen.
@@ -113,28 +114,35 @@ def write_shards(
     about = [list(captions.images), list(captions.captions), list(captions.tags), str(root.resolve()), images]
     about.append(images_digest(root, captions.images))  # pictures that were replaced since are other data
     key = hashlib.sha256(json.dumps([about, None if source is None else source.key]).encode()).hexdigest()
-    _make_way(output, key, overwrite)
-    shards = range(0, len(captions), images)
-    if not (output / MANIFEST).exists():
-        todo = [n for n in range(len(shards)) if not (output / PARTS / f"{n:06d}.json").exists()]
-        bar = tqdm(
-            total=len(captions), desc=str(output), unit="img", initial=(len(shards) - len(todo)) * images, disable=None
-        )
+    place = output.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.with_name(f".{place.name}.lock"), f"the shards in {output}"):
+        _make_way(output, key, overwrite)
+        shards = range(0, len(captions), images)
+        if not (output / MANIFEST).exists():
+            todo = [n for n in range(len(shards)) if not _is_packed(output, n)]
+            bar = tqdm(
+                total=len(captions),
+                desc=str(output),
+                unit="img",
+                initial=(len(shards) - len(todo)) * images,
+                disable=None,
+            )
 
-        def part(n: int) -> Captions:
-            return captions.only(np.arange(shards[n], min(shards[n] + images, len(captions))))
+            def part(n: int) -> Captions:
+                return captions.only(np.arange(shards[n], min(shards[n] + images, len(captions))))
 
-        with bar:
-            if source is None:
-                work = (delayed(pack)(output, n, shards[n], *_lists(part(n)), root) for n in todo)
-                for done in in_processes(work, len(todo), workers):
-                    bar.update(done)
-            else:
-                for n in todo:
-                    rows = source.rows(range(shards[n], min(shards[n] + images, len(captions))))
-                    bar.update(pack(output, n, shards[n], *_lists(part(n)), root, rows))
-        _finish(output, len(shards), captions, key, None if source is None else source.key)
-    manifest = Manifest.read(output / MANIFEST)
+            with bar:
+                if source is None:
+                    work = (delayed(pack)(output, n, shards[n], *_lists(part(n)), root) for n in todo)
+                    for done in in_processes(work, len(todo), workers):
+                        bar.update(done)
+                else:
+                    for n in todo:
+                        rows = source.rows(range(shards[n], min(shards[n] + images, len(captions))))
+                        bar.update(pack(output, n, shards[n], *_lists(part(n)), root, rows))
+            _finish(output, len(shards), captions, key, None if source is None else source.key)
+        manifest = Manifest.read(output / MANIFEST)
     size = sum(shard.bytes for shard in manifest.shards)
     print(
         f"{output}: {many(len(captions), 'image')}, {many(len(captions.texts), 'caption')} in "
@@ -146,22 +154,59 @@ def write_shards(
 
 
 def _make_way(output: Path, key: str, overwrite: bool) -> None:
-    """Keep what an earlier call with the same key has made; refuse or, with `overwrite`, remove what another has."""
-    note = output / PARTS / "key"
-    if (output / MANIFEST).exists():
-        known = Manifest.read(output / MANIFEST).packed
-    else:
-        known = note.read_text() if note.exists() else None
-        if known is None and any(output.glob("*.tar")):
-            known = "packed by others"
-    if known not in (None, key):
-        if not overwrite:
-            raise ValueError(f"{output} holds shards of other data or settings: give another folder, or --overwrite")
+    """Keep what an earlier call with the same key has made, as far as it is whole; refuse what another has, or with
+    `overwrite` remove all."""
+    note, finished = output / PARTS / "key", output / MANIFEST
+    if overwrite:
         shutil.rmtree(output / PARTS, ignore_errors=True)
-        for old in (output / MANIFEST, *output.glob("*.tar")):
+        for old in (finished, *output.glob("*.tar")):
             old.unlink(missing_ok=True)
-    if not (output / MANIFEST).exists():
+    manifest = Manifest.read(finished) if finished.exists() else None
+    packed = note.read_text() if note.exists() else None
+    known = packed if manifest is None else manifest.packed
+    if known is None and (manifest is not None or any(output.glob("*.tar"))):
+        known = "packed by others"
+    if known not in (None, key):
+        raise ValueError(f"{output} holds shards of other data or settings: give another folder, or --overwrite")
+    if manifest is None:
         write_atomically(note, key)
+    elif not _is_whole(output, manifest):
+        _reopen(output, manifest)
+
+
+def _is_whole(output: Path, manifest: Manifest) -> bool:
+    """Whether all that a manifest names is there: tars by their size, the table and the index by their content."""
+    return all(_has_size(output / shard.name, shard.bytes) for shard in manifest.shards) and all(
+        (output / name).exists() and sha256_of(output / name) == sha256 for name, sha256 in manifest.sha256.items()
+    )
+
+
+def _has_size(file: Path, size: int) -> bool:
+    return file.exists() and file.stat().st_size == size
+
+
+def _is_packed(output: Path, number: int) -> bool:
+    """Whether a shard is finished and there."""
+    part = output / PARTS / f"{number:06d}.json"
+    if not part.exists():
+        return False
+    shard = Shard(*json.loads(part.read_text())["shard"])
+    return _has_size(output / shard.name, shard.bytes)
+
+
+def _reopen(output: Path, manifest: Manifest) -> None:
+    """Make finished shards, some of which are gone, ones whose packing was stopped."""
+    assert manifest.packed is not None
+    shutil.rmtree(output / PARTS, ignore_errors=True)
+    write_atomically(output / PARTS / "key", manifest.packed)
+    index = output / INDEX
+    if index.exists() and sha256_of(index) == manifest.sha256[INDEX]:  # without it nothing is known of any shard
+        places = np.split(np.load(index), manifest.first[1:-1])
+        shape = None if manifest.features is None else manifest.features["shape"]
+        for number, shard in enumerate(manifest.shards):
+            known = {"shard": shard, "places": places[number].tolist(), "shape": shape}
+            write_atomically(output / PARTS / f"{number:06d}.json", json.dumps(known))
+    (output / MANIFEST).unlink()  # last: a call that is stopped before begins again
 
 
 def _lists(captions: Captions) -> tuple[list[str], list[list[str]], list[list[str]]]:

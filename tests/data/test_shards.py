@@ -178,6 +178,86 @@ def test_a_stopped_call_goes_on_and_other_data_are_refused(shapes, packed, tmp_p
     assert "4 images, 8 captions in 1 shard" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("damage", "anew"),
+    [
+        (lambda folder: (folder / "000001.tar").unlink(), [1]),
+        (lambda folder: cut(folder / "000002.tar"), [2]),
+        (lambda folder: (folder / "captions.tsv").unlink(), []),
+        (lambda folder: cut(folder / "index.npy"), [0, 1, 2, 3]),
+    ],
+    ids=["missing", "cut", "table", "index"],
+)
+def test_what_is_gone_is_packed_anew(shapes, packed, copy, monkeypatch, damage, anew):
+    from src.prepare import shards as module
+
+    output, real, packed_now = copy / "train", module.pack, []
+
+    def note(output, number, *rest):
+        packed_now.append(number)
+        return real(output, number, *rest)
+
+    monkeypatch.setattr(module, "pack", note)
+
+    def call(**options):
+        packed_now.clear()
+        write_shards(shapes / "train.tsv", output, images=5, workers=1, **options)
+        for file in sorted((packed / "train").iterdir()):
+            assert (output / file.name).read_bytes() == file.read_bytes()
+        assert {file.name for file in output.iterdir()} == {file.name for file in (packed / "train").iterdir()}
+        return packed_now
+
+    damage(output)
+    assert call() == anew
+    assert call() == []
+    damage(output)
+    assert call(overwrite=True) == [0, 1, 2, 3]
+
+
+def test_a_tar_that_is_gone_before_all_are_packed_is_packed_anew(shapes, packed, tmp_path, monkeypatch):
+    from src.prepare import shards as module
+
+    real = module.pack
+
+    def stop(output, number, *rest):
+        if number == 2:
+            raise KeyboardInterrupt
+        return real(output, number, *rest)
+
+    monkeypatch.setattr(module, "pack", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(shapes / "train.tsv", tmp_path, images=5, workers=1)
+    cut(tmp_path / "000000.tar")
+    monkeypatch.setattr(module, "pack", real)
+    write_shards(shapes / "train.tsv", tmp_path, images=5, workers=1)
+    for file in (packed / "train").iterdir():
+        assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_of_two_calls_at_the_same_time_one_packs(shapes, packed, tmp_path, monkeypatch):
+    from src.prepare import shards as module
+
+    real, packed_now = module.pack, []
+    second = threading.Thread(
+        target=write_shards, args=(shapes / "train.tsv", tmp_path / "train"), kwargs={"images": 5, "workers": 1}
+    )
+
+    def note(output, number, *rest):
+        packed_now.append(number)
+        if len(packed_now) == 1:
+            second.start()
+            second.join(0.5)  # time to do the same, were it let
+            assert second.is_alive()
+        return real(output, number, *rest)
+
+    monkeypatch.setattr(module, "pack", note)
+    write_shards(shapes / "train.tsv", tmp_path / "train", images=5, workers=1)
+    second.join(20)
+    assert packed_now == [0, 1, 2, 3]
+    for file in (packed / "train").iterdir():
+        assert (tmp_path / "train" / file.name).read_bytes() == file.read_bytes()
+
+
 def test_pictures_that_were_replaced_are_other_data(shapes, tmp_path):
     shutil.copytree(shapes, tmp_path / "data")
     write_shards(tmp_path / "data" / "val.tsv", tmp_path / "packed")
@@ -280,6 +360,26 @@ def test_whole_shards_are_read_once_to_be_verified(packed, tmp_path, monkeypatch
     for _ in range(2):
         data_of(packed, tmp_path, verify="decode")
     assert Counter(looked)["000003.tar"] == 1 and Counter(looked)["captions.tsv"] == 4
+
+
+def test_of_several_processes_one_reads_the_shards_to_verify_them(packed, tmp_path, monkeypatch):
+    from src.data import shards as module
+
+    _, shards = found_shards(str(packed), "train", tmp_path)
+    looked, real, found = [], module.sha256_of, []
+    second = threading.Thread(target=lambda: found.append(shards.problems(True, range(4))))
+
+    def note(file):
+        looked.append(file.name)
+        if len(looked) == 1:
+            second.start()
+            second.join(0.5)  # time to read them too, were it let
+        return real(file)
+
+    monkeypatch.setattr(module, "sha256_of", note)
+    assert shards.problems(True, range(4)) == {}
+    second.join(20)
+    assert found == [{}] and looked == [f"{number:06d}.tar" for number in range(4)]
 
 
 def test_damage_that_shows_while_it_trains(copy, tmp_path, caplog):
@@ -632,18 +732,20 @@ def test_other_processes_open_files_of_their_own(packed, tmp_path):
 # ---------------------------------------------------------------- features
 
 
+FEATURES_OF = [
+    "encoder=resnet18",
+    "encoder.backbone.weights=random",
+    "transform.size=32",
+    "trainer.precision=32-true",
+]
+
+
 @pytest.fixture(scope="module")
 def features(shapes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    overrides = [
-        "encoder=resnet18",
-        "encoder.backbone.weights=random",
-        "transform.size=32",
-        "trainer.precision=32-true",
-    ]
     for split in ("train", "val"):
         torch.manual_seed(0)
-        write_shards(shapes / f"{split}.tsv", folder / split, images=5, features=overrides)
+        write_shards(shapes / f"{split}.tsv", folder / split, images=5, features=FEATURES_OF)
     return folder
 
 
@@ -668,6 +770,15 @@ def test_features_are_those_of_the_cache(shapes, features, tmp_path):
     assert shards.picture("val", "images/16.png") is None and shards.picture("train", "images/00.png") is None
     (batch, *_) = epoch(shards)
     assert batch.images.shape[1:] == (1, 512)
+
+
+def test_features_that_are_gone_are_packed_anew(shapes, features, tmp_path):
+    shutil.copytree(features / "train", tmp_path / "train")
+    cut(tmp_path / "train/000002.tar")
+    torch.manual_seed(0)
+    write_shards(shapes / "train.tsv", tmp_path / "train", images=5, features=FEATURES_OF)
+    for file in (features / "train").iterdir():
+        assert (tmp_path / "train" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_features_of_another_encoder_are_refused(features, tmp_path):
