@@ -134,7 +134,7 @@ def test_shards_train_what_their_table_trains(run, settings, packed, tmp_path):
     error = call("src.train", *kept, *mine, f"run_dir={tmp_path / 'bad'}", expect=1).stderr
     assert "000001.tar: 0 bytes, and the manifest says" in error and "Traceback" not in error
     done = call("src.train", *kept, *mine, f"run_dir={tmp_path / 'bad'}", "data.on_bad_shard=skip")
-    assert "1 of 4 shards left out, with 5 of 16 images" in done.stdout + done.stderr
+    assert "left out are 1 of 4 shards, 5 of 16 images" in done.stdout + done.stderr
 
 
 def test_two_processes_train_and_score(settings, tmp_path):

@@ -30,7 +30,8 @@ MAX_PIXELS = 100_000_000
 
 ORIENTATION = 0x0112
 SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")
-AGAIN = "download or copy it again, or leave it out (data.verify=decode data.on_bad_row=skip)"
+LEAVE_OUT = "leave it out (data.verify=decode data.on_bad_row=skip, of shards on_bad_shard)"
+AGAIN = f"download or copy it again, or {LEAVE_OUT}"
 
 
 class ImageError(ValueError):
@@ -114,10 +115,7 @@ def _name(source: str | os.PathLike[str] | bytes | BinaryIO) -> str:
 
 
 def _too_large(name: str, size: str, limit: int) -> str:
-    return (
-        f"{name}: {size} pixels, and the limit is {limit / 1e6:.0f} million: scale it down, or leave it out "
-        "(data.verify=decode data.on_bad_row=skip)"
-    )
+    return f"{name}: {size} pixels, and the limit is {limit / 1e6:.0f} million: scale it down, or {LEAVE_OUT}"
 
 
 def _diagnosis(source: str | os.PathLike[str] | bytes | BinaryIO, name: str, error: Exception) -> str:

@@ -20,7 +20,8 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, get_args
@@ -29,7 +30,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from src.data.images import ImageError
+from src.data.images import ImageError, load_image
 from src.data.table import Captions, Strings, kept, mapped
 from src.data.transforms import AS_IT_IS, Preprocess, Variation
 from src.data.tsv import kept_path, read_tsv
@@ -48,6 +49,8 @@ TRIES = 3
 """Of what has an address, before it counts as not to be had,"""
 AGAIN = 300.0
 """and seconds after which it is tried again."""
+NAMED = 20
+"""Bad shards and pictures that a warning names, and then how many more there are."""
 CHUNK = 1 << 20
 
 
@@ -249,37 +252,72 @@ class Shards:
                 *(self.place, self.most / 1e9, needed / 1e9),
             )
 
-    def problems(self, decode: bool, among: Sequence[int]) -> dict[int, str]:
-        """What is wrong with these shards, by number: that are missing or of another size; with `decode`, of another
-        content, for which of processes with one cache one reads them, and the others wait and use what it found. Those
-        that have an address are looked at when they are fetched."""
-        found, known_file = {}, self.cache / "verified.json"
-        if decode:
-            self.cache.mkdir(parents=True, exist_ok=True)
-        with locked(known_file.with_suffix(".lock"), f"the checksums of {self.place}") if decode else nullcontext():
-            known = json.loads(known_file.read_text()) if decode and known_file.exists() else {}
-            for number in tqdm(among, desc="checking shards", unit="shard", disable=None if decode else True):
-                shard, path = self.manifest.shards[number], self.path(number)
-                if is_address(path):
-                    continue
-                try:
-                    stat = os.stat(path)
-                except OSError as error:
-                    found[number] = f"{path}: {error.strerror}: copy it again"
-                    continue
-                if stat.st_size != shard.bytes:
-                    found[number] = f"{path}: {stat.st_size} bytes, and the manifest says {shard.bytes}: copy it again"
-                elif decode and shard.sha256 is not None:
-                    stamp = [stat.st_size, stat.st_mtime_ns, shard.sha256]
-                    if known.get(os.path.abspath(path)) == stamp:
-                        continue
-                    if sha256_of(Path(path)) != shard.sha256:
-                        found[number] = f"{path}: another content than the manifest says (SHA-256): copy it again"
-                    else:
-                        known[os.path.abspath(path)] = stamp
-            if decode:
-                write_atomically(known_file, json.dumps(known))
+    def missing(self, among: Sequence[int]) -> dict[int, str]:
+        """What is wrong with these shards, by number: that are not there or of another size. Those that have an address
+        are looked at when they are fetched."""
+        found = {}
+        for number in among:
+            size, path = self.manifest.shards[number].bytes, self.path(number)
+            if is_address(path):
+                continue
+            try:
+                there = os.stat(path).st_size
+            except OSError as error:
+                found[number] = f"{path}: {error.strerror}: copy it again"
+            else:
+                if there != size:
+                    found[number] = f"{path}: {there} bytes, and the manifest says {size}: copy it again"
         return found
+
+    def damaged(self, among: Sequence[int]) -> tuple[dict[int, str], dict[int, str]]:
+        """What is wrong with the content of these shards, by their number, and with pictures, by theirs: each shard is
+        read as a whole, once, those that have an address too. Of processes with one cache one does, and the others use
+        what it has found."""
+        shards: dict[int, str] = {}
+        images: dict[int, str] = {}
+        self.cache.mkdir(parents=True, exist_ok=True)
+        file = self.cache / "verified.json"
+        with locked(file.with_suffix(".lock"), f"the content of {self.place}"):
+            known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            try:
+                for number in tqdm(among, desc="checking shards", unit="shard", disable=None):
+                    shard, path = self.manifest.shards[number], self.path(number)
+                    changed = None if is_address(path) else os.stat(path).st_mtime_ns
+                    path = path if is_address(path) else os.path.abspath(path)
+                    stamp = [shard.bytes, changed, shard.sha256]
+                    before, unreadable = known.get(path, (None, {}))
+                    if before != stamp:
+                        try:
+                            if changed is not None and shard.sha256 not in (None, sha256_of(Path(path))):
+                                raise ShardError(
+                                    f"{path}: another content than the manifest says (SHA-256): copy it again"
+                                )
+                            unreadable = self._undecodable(number)
+                        except ShardError as error:
+                            shards[number] = str(error)
+                            continue
+                        known[path] = stamp, unreadable
+                    images |= {int(self.first[number]) + int(i): why for i, why in unreadable.items()}
+            finally:
+                write_atomically(file, json.dumps(known, ensure_ascii=False))
+        return shards, images
+
+    def _undecodable(self, shard: int) -> dict[str, str]:
+        """Place in the shard → reason, of its pictures that cannot be decoded."""
+        if self.manifest.features is not None:
+            return {}
+        first, end = self.first[shard : shard + 2].tolist()
+
+        def problem(number: int) -> str | None:
+            try:
+                load_image(self.read(number), draft=1)  # reads all of a JPEG, but inverts little of the DCT
+            except ImageError as error:
+                return f"{self.path(shard)}: its image {number - first}: {error}"
+            return None
+
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            reasons = pool.map(problem, range(first, end))
+            return {str(place): why for place, why in enumerate(reasons) if why is not None}
 
 
 class Content:
@@ -496,9 +534,10 @@ def found_shards(
         root: the folder or address that `where` is relative to.
         where: a folder or address with a manifest.json; or tars: a pattern (`train-*.tar`, `{00..31}.tar`), or a list.
         cache_dir: where indexes, and shards that have an address, are kept.
-        on_bad_shard: `error` raises for the first shard that is missing or damaged; `skip` leaves their images out and
-            counts them.
-        verify: `none` looks at no shard; `exists` at whether each is there in its size; `decode` at its content too.
+        on_bad_shard: `error` raises for the first shard that is missing or damaged, or picture that cannot be decoded;
+            `skip` leaves their images out and counts them.
+        verify: `none` looks at no shard; `exists` at whether each is there in its size; `decode` at its content too,
+            and decodes each picture.
         most: bytes of fetched shards that are kept at most.
 
     Raises:
@@ -524,23 +563,28 @@ def found_shards(
     wanted = np.ones(len(manifest.shards), bool)
     if chosen is not None:
         wanted = np.array([shard.name in chosen for shard in manifest.shards])
-    problems = {} if verify == "none" else shards.problems(verify == "decode", np.flatnonzero(wanted).tolist())
-    if problems:
-        reasons = list(problems.values())
-        if on_bad_shard == "error":
-            others = f" ({len(problems) - 1} besides)" if len(problems) > 1 else ""
-            raise ShardError(f"{reasons[0]}{others}; data.on_bad_shard=skip leaves its images out")
-        images = [shard.images for shard in manifest.shards]
-        log.warning(
-            "%s: %d of %d shards left out, with %d of %d images: %s",
-            *(place, len(problems), int(wanted.sum()), sum(images[number] for number in problems)),
-            *(int(np.array(images)[wanted].sum()), "; ".join(reasons)),
-        )
-        wanted[list(problems)] = False
-        if not wanted.any():
-            raise ShardError(f"{place}: no shard is left. {reasons[0]}")
     images_wanted = np.repeat(wanted, np.diff(manifest.first))
-    return (table if wanted.all() else table.only(np.flatnonzero(images_wanted))), shards
+    bad = {} if verify == "none" else shards.missing(np.flatnonzero(wanted).tolist())
+    unreadable: dict[int, str] = {}
+    if verify == "decode":
+        damaged, unreadable = shards.damaged([i for i in np.flatnonzero(wanted).tolist() if i not in bad])
+        bad |= damaged
+    if reasons := [*bad.values(), *unreadable.values()]:
+        if on_bad_shard == "error":
+            others = f" ({len(reasons) - 1} besides)" if len(reasons) > 1 else ""
+            raise ShardError(f"{reasons[0]}{others}; data.on_bad_shard=skip leaves its images out")
+        total, of = int(images_wanted.sum()), int(wanted.sum())
+        for number in bad:
+            images_wanted[manifest.first[number] : manifest.first[number + 1]] = False
+        images_wanted[list(unreadable)] = False
+        more = "" if len(reasons) <= NAMED else f"; and {len(reasons) - NAMED} more"
+        log.warning(
+            "%s: left out are %d of %d shards, %d of %d images: %s%s",
+            *(place, len(bad), of, total - int(images_wanted.sum()), total, "; ".join(reasons[:NAMED]), more),
+        )
+        if not images_wanted.any():
+            raise ShardError(f"{place}: no shard is left. {reasons[0]}")
+    return (table if images_wanted.all() else table.only(np.flatnonzero(images_wanted))), shards
 
 
 def _located(

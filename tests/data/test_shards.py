@@ -343,7 +343,7 @@ def test_a_bad_shard_is_named_or_left_out_and_counted(copy, tmp_path, caplog, da
     with pytest.raises(ShardError, match=rf"train/000001\.tar: .*{reason}.*on_bad_shard=skip"):
         data_of(copy, cache, verify=verify)
     data = data_of(copy, cache, verify=verify, on_bad_shard="skip")
-    assert "1 of 4 shards left out, with 5 of 16 images" in caplog.text and "000001.tar" in caplog.text
+    assert "left out are 1 of 4 shards, 5 of 16 images" in caplog.text and "000001.tar" in caplog.text
     assert data.tables["train"].images == [f"images/{i:02d}.png" for i in (*range(5), *range(10, 16))]
     numbers = [image for batch in epoch(data) for image in batch.index.tolist()]
     assert sorted(numbers) == list(range(11))
@@ -367,7 +367,7 @@ def test_of_several_processes_one_reads_the_shards_to_verify_them(packed, tmp_pa
 
     _, shards = found_shards(str(packed), "train", tmp_path)
     looked, real, found = [], module.sha256_of, []
-    second = threading.Thread(target=lambda: found.append(shards.problems(True, range(4))))
+    second = threading.Thread(target=lambda: found.append(shards.damaged(range(4))))
 
     def note(file):
         looked.append(file.name)
@@ -377,9 +377,32 @@ def test_of_several_processes_one_reads_the_shards_to_verify_them(packed, tmp_pa
         return real(file)
 
     monkeypatch.setattr(module, "sha256_of", note)
-    assert shards.problems(True, range(4)) == {}
+    assert shards.damaged(range(4)) == ({}, {})
     second.join(20)
-    assert found == [{}] and looked == [f"{number:06d}.tar" for number in range(4)]
+    assert found == [({}, {})] and looked == [f"{number:06d}.tar" for number in range(4)]
+
+
+def test_pictures_that_cannot_be_decoded_are_named_or_left_out(shapes, served, tmp_path, caplog):
+    """One of 16, packed as it is: the cache of features, too, is of the others."""
+    shutil.copytree(shapes, tmp_path / "data")
+    cut(tmp_path / "data/images/06.png")
+    write_shards(tmp_path / "data/train.tsv", tmp_path / "bad/train", images=5)
+    cache, options = tmp_path / "cache", {"val": None, "preprocess": Preprocess(32)}
+    with pytest.raises(ImageError, match=r"000001\.tar: its image images/06.png.*verify=decode.*on_bad_shard"):
+        data_of(tmp_path / "bad", cache, on_bad_shard="skip", **options).cache_features(*encoder_of(), ["train"])
+    with pytest.raises(ShardError, match=r"000001\.tar: its image 1: .*on_bad_shard=skip leaves its images out"):
+        data_of(tmp_path / "bad", cache, verify="decode", **options)
+    for _ in range(2):
+        caplog.clear()
+        data = data_of(tmp_path / "bad", cache, verify="decode", on_bad_shard="skip", **options)
+        assert "left out are 0 of 4 shards, 1 of 16 images" in caplog.text
+    data.cache_features(*encoder_of(), ["train"])
+    assert sorted(i for b in epoch(data) for i in b.index.tolist()) == list(range(15))
+    assert list(data.tables["train"].images) == [f"images/{i:02d}.png" for i in range(16) if i != 6]
+    address, folder, _ = served
+    shutil.copytree(tmp_path / "bad/train", folder / "bad")
+    data = data_of(address, cache, train="bad", verify="decode", on_bad_shard="skip", **options)
+    assert len(data.tables["train"]) == 15, "and of an address"
 
 
 def test_damage_that_shows_while_it_trains(copy, tmp_path, caplog):
