@@ -510,6 +510,18 @@ def test_a_job_that_was_requeued_goes_on_with_its_own_run(settings, whole_of, tm
     assert_same(run, whole_of([]))
 
 
+def test_processes_that_have_other_data_do_not_train_together(settings, shapes, tmp_path):
+    """A picture is missing on one of two nodes, where its captions are left out."""
+    shutil.copytree(shapes, tmp_path / "lacking")
+    (tmp_path / "lacking" / "images" / "03.png").unlink()
+    lacking = [f"data.root={tmp_path / 'lacking'}"]
+    statuses = two([*settings, "data.on_bad_row=skip", f"run_dir={tmp_path / 'run'}"], tmp_path, second=lacking)
+    assert statuses == [1, 1]
+    for log in ("log0", "log1"):
+        said = (tmp_path / log).read_text()
+        assert "of train, process 1 has 15 images" in said and "and process 0 16 images, 32 captions: give each" in said
+
+
 @pytest.mark.parametrize(
     ("environment", "given", "expected"),
     [

@@ -614,6 +614,34 @@ class CaptionData(lightning.LightningDataModule):
                 for view in range(views if name == "train" else 1)
             ]
 
+    def setup(self, stage: str) -> None:
+        """Lightning calls this as processes begin to train together. What one of them alone cannot read, and leaves
+        out, would give it other steps than the others.
+
+        Raises:
+            ValueError: the processes have other images or captions, or other words.
+        """
+        rank, world = self._world()
+        if world == 1:
+            return
+        mine = {}
+        for name, table in self.tables.items():
+            chosen = table.images.chosen
+            which = "" if chosen is None else f" ({hashlib.sha256(chosen.tobytes()).hexdigest()[:8]})"
+            mine[name] = f"{len(table.images)} images{which}, {len(table.texts)} captions"
+        words = hashlib.sha256("\n".join(self.vocabulary.words).encode()).hexdigest()
+        mine["the vocabulary"] = f"{len(self.vocabulary.words)} tokens ({words[:8]})"
+        everyone: list[dict[str, str]] = [{}] * world
+        torch.distributed.all_gather_object(everyone, mine)
+        for other, found in enumerate(everyone):
+            for name, has in found.items():
+                if has != everyone[0].get(name):
+                    raise ValueError(
+                        f"the processes have other data: of {name}, process {other} has {has}, and process 0 "
+                        f"{everyone[0].get(name)}: give each node the same files (what is bad on one alone is left out "
+                        "there)"
+                    )
+
     def _world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
