@@ -227,8 +227,10 @@ class Shards:
         """Make way for another open shard: without the one that was asked for longest ago, where there are many, and
         without those that some process has removed to make room, which would take it still."""
         gone = [shard for shard, content in self._open.items() if self.most is not None and not content.is_there()]
-        for shard in [*gone, *list(self._open)[: len(self._open) + 1 - OPEN]]:
-            self._open.pop(shard, None)
+        for shard in gone:
+            del self._open[shard]
+        while len(self._open) >= OPEN:
+            del self._open[next(iter(self._open))]
 
     def _fetched(self, shard: int) -> "Content":
         """A shard that has an address: its copy, fetched where it is not there; others make room."""

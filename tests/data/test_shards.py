@@ -23,7 +23,7 @@ import torch
 
 from src.data.images import ImageError
 from src.data.module import CaptionData, TrainingOrder
-from src.data.shards import Manifest, ShardError, Shards, found_shards, picture_of, sha256_of
+from src.data.shards import Content, Manifest, ShardError, Shards, found_shards, picture_of, sha256_of
 from src.data.tokenizer import EnglishTokenizer
 from src.data.transforms import Augmentation, Preprocess
 from src.files import DiskFull
@@ -716,6 +716,22 @@ def test_a_full_disk_is_no_bad_shard(served, tmp_path, monkeypatch):
     with pytest.raises(DiskFull, match="there is no room for it"):
         epoch(data)
     assert not list(tmp_path.glob("shards/*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers", "opened"),
+    [(6, [0, 5, 10, 15] * 2, 4), (2, [0, 5, 1, 10, 2], 3), (1, [0, 5, 1], 3)],
+)
+def test_so_many_shards_are_open_those_used_last(packed, tmp_path, monkeypatch, most, numbers, opened):
+    from src.data import shards as module
+
+    made = []
+    monkeypatch.setattr(module, "Content", lambda path: made.append(path) or Content(path))
+    monkeypatch.setattr(module, "OPEN", most)
+    _, shards = found_shards(str(packed), "train", tmp_path)
+    for number in numbers:
+        shards.read(number)
+    assert len(made) == opened
 
 
 def test_threads_read_at_once(packed, tmp_path, monkeypatch):
