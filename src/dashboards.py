@@ -22,6 +22,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from src.captioner import Captioner
 from src.data.images import ImageError
 from src.data.module import Batch, CaptionData, Item
+from src.data.shards import ShardError
 from src.figures import attention_figure, nothing
 from src.loggers import WandbOrOffline
 from src.ranges import at_least
@@ -59,8 +60,9 @@ class Pictures(lightning.Callback):
         figures = []
         for example in examples:
             try:
-                picture = example.picture or data.preprocess.decode(example.image)
-            except ImageError as error:  # a file that has gone since is no reason to end a training
+                shown = data.picture("val", example.row)
+                picture = nothing() if shown is None else data.preprocess.decode(shown)
+            except (ImageError, ShardError) as error:  # a file that has gone since is no reason to end a training
                 log.warning("not among the logged pictures: %s", error)
                 continue
             figure = small = ImageOps.contain(picture, (self.tile, self.tile), Image.Resampling.LANCZOS)
@@ -279,8 +281,10 @@ def end(loggers: Sequence[Logger], scores: Mapping[str, Any], step: int, **kept:
 class Example(NamedTuple):
     """A captioned picture. R regions."""
 
+    row: int
+    """The picture's, in its split."""
     image: Path
-    """The picture's file."""
+    """Its file, by the table."""
     caption: str
     words: list[str]
     """The generated words in order, without EOS."""
@@ -291,8 +295,6 @@ class Example(NamedTuple):
     references: list[str]
     scores: dict[str, float]
     """The picture's own, e.g. {"CIDEr": 0.8}: fractions."""
-    picture: Image.Image | None = None
-    """What is shown instead of the file, where there is none."""
 
 
 def evenly(total: int, count: int) -> list[int]:
@@ -322,9 +324,9 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
     captions = captioner.captions(captioner.search(seen, attention=True), seen=seen)
     for row, caption in zip(rows, captions, strict=True):
         said, scores = module.captioned.get(row, ("", {}))
-        shown = data.picture("val", split.images[row])
         examples.append(
             Example(
+                row,
                 data.root / split.images[row],
                 caption.text,
                 caption.words,
@@ -332,7 +334,6 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
                 caption.boxes,
                 split.captions[row],
                 scores if said == caption.text else {},  # in bf16 another batch may round to another word
-                nothing() if shown is None else data.preprocess.decode(shown) if isinstance(shown, bytes) else None,
             )
         )
     return examples

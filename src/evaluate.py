@@ -19,6 +19,7 @@ from src.config import CONF, device, keep_freed_memory, one_sentence, plain, pre
 from src.data.control import REFERENCE, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
+from src.data.shards import pictures_below
 from src.data.vocabulary import Vocabulary
 from src.distributed import device_of, launch, only_warnings, place, together
 from src.encoders.base import Encoder
@@ -145,13 +146,15 @@ def _of_predictions(config: dict[str, Any], how: Scoring, output: Path) -> str:
     if config["references"]:
         references = read_references(Path(config["references"]), Path(config["images"]) if config["images"] else None)
         how = replace(how, tokenizer="script", cache=Path(config["data"]["cache_dir"]) / "tokenized")
+        images = pictures_below(references.root)
         origin: dict[str, Any] = {"data": Path(config["references"]).name, "split": None}
         if config["training"]:
             every = read_references(Path(config["training"])).captions.values()
             training = [text for group in every for text in group]
     else:
         data = _data(config)
-        references = of_images(references_of(data, config["split"]), data.place(config["split"]))
+        references = of_images(references_of(data, config["split"]), data.root)
+        images = data.pictures(config["split"])
         how, training = scoring_of(data, how), training_captions(data)
         origin = {"data": data.root.resolve().name, "split": config["split"]}
     captions = read_predictions(path, references, count)
@@ -160,7 +163,7 @@ def _of_predictions(config: dict[str, Any], how: Scoring, output: Path) -> str:
         captions,
         references.captions,
         output,
-        root=references.root,
+        images=images,
         how=how,
         meta={**origin, "predictions": str(path), "captions": digest},
         training=training,
@@ -189,7 +192,7 @@ def _of_baseline(config: dict[str, Any], how: Scoring, output: Path) -> str:
         None if human else {image: [said[image]] for image in references},
         references,
         output,
-        root=data.place(split),
+        images=data.pictures(split),
         how=how,
         meta={
             "data": data.root.resolve().name,

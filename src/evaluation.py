@@ -21,6 +21,7 @@ from src.confidence import Assessed, assess, mean_log_prob
 from src.config import ROOT
 from src.data.control import REFERENCE, asked_length, length_token, nearest_length
 from src.data.features import state_digest
+from src.data.images import Pictures
 from src.data.module import CaptionData
 from src.decoders.base import map_tensors
 from src.distributed import Place, exchange, place
@@ -119,7 +120,7 @@ def evaluate(
     if not here.rank:
         known = None if nouns is None else read_nouns(nouns, names)
         # METEOR begins to load.
-        scorer = Scorer(references, how, data.place(split), training_captions(data), known)
+        scorer = Scorer(references, how, data.pictures(split), training_captions(data), known)
     wanted = wanted_lengths(captioner, list(references.values()), data, length)
     share = _caption_share(captioner, views, split, len(names), here, wanted, length, diversity, progress)
     parts = exchange(share, output, here)
@@ -257,7 +258,7 @@ def evaluate_captions(
     references: Mapping[str, Sequence[str]],
     output: Path,
     *,
-    root: Path,
+    images: Pictures,
     how: Scoring,
     meta: Mapping[str, Any],
     training: Sequence[str] | None = None,
@@ -273,7 +274,7 @@ def evaluate_captions(
             themselves.
         references: of the same images.
         output: the folder to write to.
-        root: the folder that images are relative to.
+        images: their pictures.
         how: what is scored.
         meta: what else to record, such as where they come from.
         training: the training captions; adds `novel_share`.
@@ -284,7 +285,7 @@ def evaluate_captions(
     """
     make_folder(output)
     known = None if nouns is None else read_nouns(nouns, list(references))
-    scorer = Scorer(references, how, root, training, known)
+    scorer = Scorer(references, how, images, training, known)
     said = None if captions is None else {image: group[0] for image, group in captions.items()}
     scored = scorer.score(said)
     more: dict[str, Any] = {"images": len(references)}
@@ -325,7 +326,7 @@ def keep(
         "tokenization": scored.tokenizer,
         **recorded(scorer.how),
         "not_computed": {**scored.not_computed, **not_computed},
-        "root": None if scorer.root is None else str(scorer.root.resolve()),
+        "root": None if scorer.images is None else scorer.images.place,
         "code": code_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **record,
@@ -333,7 +334,7 @@ def keep(
     for alarm in scored.alarms:
         log.warning("%s: %s", output, alarm)
     write_results(output, captions, scorer.references, scored, scores, meta, looks, per_image)
-    write_report(output / "report.html", [read_results(output)], pictures=pictures)
+    write_report(output / "report.html", [read_results(output)], pictures=pictures, images=scorer.images)
     return scores
 
 

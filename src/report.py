@@ -22,8 +22,8 @@ from PIL import Image
 from src import overview
 from src.charts import Text, swatch
 from src.compare import check_same
-from src.data.images import ImageError, load_image
-from src.data.shards import ShardError, picture_of
+from src.data.images import ImageError, Pictures, load_image
+from src.data.shards import ShardError, pictures_below
 from src.data.transforms import Preprocess
 from src.figures import FAINT, LONGEST_SIDE, RAMP, SQUASHED, language, nothing, placed
 from src.metrics import is_fraction
@@ -47,6 +47,7 @@ def write_report(
     evaluations: Sequence[Evaluation],
     *,
     pictures: int = 24,
+    images: Pictures | None = None,
     title: str | None = None,
     seed: int = 0,
 ) -> None:
@@ -60,6 +61,7 @@ def write_report(
         evaluations: one or more, of the same references; the others are held against the first.
         pictures: how many are shown: a third each the best, the worst and random ones; of several evaluations up to a
             third more, where they differ most.
+        images: where they are found; None: in the folder that an evaluation recorded, if it is there.
         title: the heading; None: what was evaluated.
         seed: of the random pictures, and of the tests of differences.
 
@@ -71,7 +73,7 @@ def write_report(
     first, *others = evaluations
     for other in others:
         check_same(first, other)
-    names, measure, root = overview.names_of(evaluations), main_score(evaluations), _root(evaluations)
+    names, measure, images = overview.names_of(evaluations), main_score(evaluations), images or _recorded(evaluations)
     labelled = zip(names, evaluations, strict=True)
     html = _template().render(
         title=title or _title(names),
@@ -90,7 +92,7 @@ def write_report(
         groups=_group_names(names),
         how_chosen=_how_chosen(names, measure, seed),
         cards=[
-            _card(evaluations, root, place, groups)
+            _card(evaluations, images, place, groups)
             for place, groups in chosen(evaluations, measure, pictures, seed).items()
         ],
         listing=_script_data(_listing(evaluations)),
@@ -240,20 +242,22 @@ def _attribute(name: str, text: str) -> Markup:
     return Markup('{0}="{1}" data-zh-{0}="{2}"').format(name, english, chinese)
 
 
-def _root(evaluations: Sequence[Evaluation]) -> Path | None:
-    """The folder that images are relative to, where it is known and there."""
-    recorded = [Path(each.meta["root"]) for each in evaluations if each.meta.get("root")]
-    found = next((root for root in recorded if root.is_dir()), None)
+def _recorded(evaluations: Sequence[Evaluation]) -> Pictures | None:
+    """The pictures in the folder that an evaluation recorded, where it is known and there."""
+    recorded = [each.meta["root"] for each in evaluations if each.meta.get("root")]
+    found = next((Path(root) for root in recorded if Path(root).is_dir()), None)
     if recorded and found is None:
-        log.warning("%s: no such folder: the report shows no pictures", recorded[0])
-    return found
+        log.warning("%s: no folder of pictures, or of shards and their manifest: the report shows none", recorded[0])
+    return None if found is None else pictures_below(found)
 
 
-def _card(evaluations: Sequence[Evaluation], root: Path | None, place: int, groups: Sequence[str]) -> dict[str, Any]:
+def _card(
+    evaluations: Sequence[Evaluation], images: Pictures | None, place: int, groups: Sequence[str]
+) -> dict[str, Any]:
     """What the template shows of a picture."""
     first = evaluations[0]
     image = list(first.captions)[place]
-    path = (root or Path()) / image
+    path = Path(images.place if images else "") / image
     name = "/".join(path.parts[-2:])
     references = first.references[image]
     card: dict[str, Any] = {
@@ -266,10 +270,12 @@ def _card(evaluations: Sequence[Evaluation], root: Path | None, place: int, grou
     }
     picture: Image.Image | None = None
     try:
-        if not path.is_file() and any(each.meta.get("regions") for each in evaluations):
+        source = path if images is None else images.find(image)
+        regions = any(each.meta.get("regions") for each in evaluations)
+        if source is None or (regions and isinstance(source, Path) and not source.is_file()):
             picture = nothing()  # there need be no file
-        elif root is not None:
-            picture = load_image(picture_of(root, image), draft=2 * LONGEST_SIDE)
+        elif images is not None:
+            picture = load_image(source, draft=2 * LONGEST_SIDE)
     except (ImageError, ShardError) as error:
         log.warning("not shown in the report: %s", error)
         card["problem"] = str(error).replace(str(path), name)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.images import Pictures
 from src.data.tokenizer import MixedTokenizer
 from src.metrics.bleu import bleu_of
 from src.metrics.captions import METRICS, CaptionScorer, Scores, Tokenization
@@ -70,7 +71,7 @@ class Scorer:
     Args:
         references: raw captions by image.
         how: what is computed.
-        root: the folder that images are relative to; only CLIPScore looks at them.
+        images: the pictures; only CLIPScore looks at them.
         training: the training captions, raw: adds `novel_share`.
         nouns: `{image: {part: nouns}}` of what each picture shows, as the built-in scenes have it; adds `<part>_named`.
 
@@ -82,11 +83,11 @@ class Scorer:
         self,
         references: Mapping[str, Sequence[str]],
         how: Scoring,
-        root: Path | None = None,
+        images: Pictures | None = None,
         training: Collection[str] | None = None,
         nouns: Mapping[str, Any] | None = None,
     ) -> None:
-        self.how, self.root, self.nouns = how, root, nouns
+        self.how, self.images, self.nouns = how, images, nouns
         self.references = {image: list(group) for image, group in references.items()}
         self.foldings = foldings(self.references) if how.leave_one_out else [({}, self.references)]
         options: dict[str, Any] = {"metrics": how.metrics, "cache": how.cache}
@@ -108,6 +109,8 @@ class Scorer:
         self.clip: Any = None
         if how.clip is None:
             self.not_computed |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), ASK_FOR["CLIPScore"])
+        elif images is None or images.find(next(iter(references))) is None:
+            self.not_computed |= dict.fromkeys(("CLIPScore", "RefCLIPScore"), "there are no pictures to look at")
         else:
             from src.metrics.clip_score import ClipScorer  # torch and transformers: seconds
 
@@ -154,11 +157,8 @@ class Scorer:
             except SpiceError as error:  # not worth losing hours of captioning
                 log.warning("SPICE was not computed: %s", error)
                 not_computed["SPICE"] = str(error)
-        if self.clip is not None:
-            from src.data.shards import picture_of  # here: it brings torch
-
-            pictures = {image: picture_of(self.root or Path(), image) for image in captions}
-            by_clip = self.clip.score(pictures, captions, references, progress=True)
+        if self.clip is not None and self.images is not None:
+            by_clip = self.clip.score(self.images.find, captions, references, progress=True)
             corpus |= {name: float(column.mean()) for name, column in by_clip.items()}
             columns |= by_clip
         corpus |= {name: None for name in not_computed if name not in corpus}

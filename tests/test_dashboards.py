@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.captioner import Captioner
 from src.dashboards import Gauges, Histogram, Histograms, Pictures
+from src.data.module import CaptionData
 from src.generation import GreedySearch
 from src.model import build
 from src.objectives import CrossEntropy
+from src.prepare.shards import write_shards
 from src.runs import read_run
 from src.train import train
 from src.training import CaptioningModule
@@ -384,6 +387,30 @@ def test_a_captioner_that_does_not_attend_shows_pictures_and_captions(shapes, tm
         (event,) = events.Images(f"val/pictures/{i}")
         assert (event.width, event.height) == (107, 128)
         assert f"| {number}.png |" in said_in(events)[0][1].splitlines()[2 + i]
+
+
+def test_pictures_in_shards_that_others_packed(shapes, tmp_path, caplog):
+    """Tars without a manifest; then one is gone, of which only the cached features are needed."""
+    pytest.importorskip("webdataset")
+    for split in ("train", "val"):
+        write_shards(shapes / f"{split}.tsv", tmp_path / split, images=2)
+        for file in ("manifest.json", "captions.tsv", "index.npy"):
+            (tmp_path / split / file).unlink()
+    _, tsv = make(shapes)
+    options = {"form": "shards", "vocabulary": tsv.vocabulary, "cache_dir": tmp_path / "cache", "batch_size": 4}
+    data = CaptionData(tmp_path, tsv.preprocess, tsv.tokenizer, "train", "val", **options)
+    module, _ = make(shapes, frozen=True)
+    backbone = tiny_config()["encoder"]["backbone"]
+    for gone in (False, True):
+        logger = TensorBoardLogger(tmp_path / f"gone {gone}", name="", version="")
+        if gone:
+            data.cache_features(module.model.encoder, backbone, ["train", "val"], workers=0, progress=False)
+            (tmp_path / "val/000001.tar").unlink()
+            data.shards["val"] = pickle.loads(pickle.dumps(data.shards["val"]))  # as another process opens them
+        fit(module, data, tmp_path, callbacks=[Pictures(4)], logger=logger, max_epochs=1, enable_checkpointing=False)
+        images = events_of(tmp_path / f"gone {gone}").Tags()["images"]
+        assert [f"val/pictures/{i}" in images for i in range(4)] == [True, True, not gone, not gone]
+        assert caplog.text.count("not among the logged pictures") == 2 * gone
 
 
 def test_pictures_that_are_gone_and_no_loggers_stop_nothing(shapes, tmp_path, caplog):

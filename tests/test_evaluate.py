@@ -1,6 +1,10 @@
 """`src.evaluate`: of captioners, of anybody's captions, of baselines."""
 
 import json
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -12,11 +16,15 @@ from src.captioner import Captioner
 from src.check import check
 from src.compare import check_same
 from src.confidence import assess, mean_log_prob
+from src.data.images import Pictures
 from src.generation import SampleSearch
 from src.metrics.captions import CaptionScorer
 from src.metrics.diversity import diversity
 from src.model import ConfigError, build
+from src.prepare.shards import write_shards
+from src.report import main as report
 from src.results import read_results
+from src.scoring import Scorer, Scoring
 from tests.conftest import tiny_config
 from tests.test_configs import composed
 
@@ -42,6 +50,63 @@ def run(model, shapes, tmp_path):
         return json.loads((tmp_path / "eval" / "scores.json").read_text())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def shards(shapes, tmp_path_factory):
+    """The shapes as shards with a manifest, at an address, and as tars that others packed; each data's root."""
+    pytest.importorskip("webdataset")
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(shapes / "train.tsv", folder / "train", images=5)
+    (folder / "others/train").mkdir(parents=True)
+    for tar in (folder / "train").glob("*.tar"):
+        shutil.copy(tar, folder / "others/train")
+    handler = type("Handler", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {"manifest": folder, "address": f"http://127.0.0.1:{server.server_port}", "others": folder / "others"}
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    from tests.metrics.test_clip_score import save_clip  # skips the test where transformers is not there
+
+    folder = tmp_path_factory.mktemp("clip")
+    save_clip(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["manifest", "address", "others"])
+def test_pictures_in_shards(run, clip, shards, tmp_path, caplog, kind):
+    files = run(f"clip={clip}", "pictures=4", "metrics=[Bleu_1]")
+    assert files["CLIPScore"] > 0
+    shutil.rmtree(tmp_path / "eval")
+    found = run(
+        f"clip={clip}",
+        "pictures=4",
+        "metrics=[Bleu_1]",
+        "data=shards",
+        f"data.root={shards[kind]}",
+        "data.train=null",
+        "data.val=train",
+    )
+    assert found == files
+    page = tmp_path / "eval/report.html"
+    assert page.read_text().count("data:image/jpeg") == 4
+    caplog.clear()
+    assert report([str(tmp_path / "eval"), "--pictures", "4"]) == 0
+    shown = 4 if kind == "manifest" else 0
+    assert page.read_text().count("data:image/jpeg") == shown
+    place = {"address": f"{shards[kind]}/train", "others": f"{shards[kind]}/train/000000.tar"}.get(kind)
+    why = "no folder of pictures, or of shards and their manifest: the report shows none"
+    assert caplog.messages == ([] if shown else [f"{place}: {why}"])
+
+
+def test_without_pictures_clipscore_is_not_computed(clip):
+    scored = Scorer({"a": ["a dog"]}, Scoring(metrics=["Bleu_1"], clip=clip), Pictures("", lambda image: None))
+    found = scored.score({"a": "a dog"})
+    assert found.corpus["CLIPScore"] is None and "no pictures" in found.not_computed["CLIPScore"]
 
 
 SAMPLED = ["generation=sample", "generation.captions=4", "generation.max_length=6"]

@@ -19,7 +19,9 @@ EXIF orientation              applied; damaged EXIF counts as none
 import contextlib
 import io
 import os
-from typing import BinaryIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -36,6 +38,15 @@ AGAIN = f"download or copy it again, or {LEAVE_OUT}"
 
 class ImageError(ValueError):
     """A picture that cannot be used; the message names it and says how to mend it."""
+
+
+class Pictures(NamedTuple):
+    """Pictures to be looked at, each found by its image's name as it is asked for."""
+
+    place: str
+    """Where they are, for the record: a folder, an address."""
+    find: Callable[[str], Path | bytes | None]
+    """A picture's file, or its bytes; None where there need be none: of features computed beforehand."""
 
 
 def load_image(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.data.control import Control, ControlError, check_tags, with_tags
 from src.data.features import cached_features, features_key
-from src.data.images import ImageError
+from src.data.images import ImageError, Pictures
 from src.data.regions import RegionFiles, padded
 from src.data.shards import (
     OnBadShard,
@@ -27,7 +27,6 @@ from src.data.shards import (
     check_features,
     found_shards,
     is_address,
-    picture_of,
 )
 from src.data.sides import names_side, swap_sides
 from src.data.table import Captions, Words, ranges, words_of
@@ -552,16 +551,32 @@ class CaptionData(lightning.LightningDataModule):
         """Whether a split's shards hold features instead of pictures."""
         return name in self.shards and self.shards[name].manifest.features is not None
 
-    def place(self, name: str) -> Path:
-        """The folder that the images of a split are relative to, or of their shards: `picture_of` finds them there."""
-        return Path(self.shards[name].place) if name in self.shards else self.root
+    def place(self, name: str) -> str:
+        """The folder that the images of a split are relative to; of shards their folder or address, or where no
+        manifest lies beside them the first one's own."""
+        if name not in self.shards:
+            return str(self.root.resolve())
+        place = self.shards[name].place or self.shards[name].path(0)
+        return place if is_address(place) else str(Path(place).resolve())
 
-    def picture(self, name: str, image: str) -> Path | bytes | None:
-        """A picture of a split to show, its file or its bytes; None where there need be none: of regions and features
-        computed beforehand."""
+    def picture(self, name: str, row: int) -> Path | bytes | None:
+        """The picture of a row of a split to show, its file or its bytes; None where there need be none: of regions and
+        features computed beforehand.
+
+        Raises:
+            ShardError: its shard is missing or damaged.
+        """
+        images = self._table(name).images
         if name in self.shards:
-            return None if self.packed(name) else picture_of(self.place(name), image)
-        return None if self.regions is not None and not (self.root / image).is_file() else self.root / image
+            number = row if images.chosen is None else int(images.chosen[row])
+            return None if self.packed(name) else self.shards[name].read(number)
+        file = self.root / images[row]
+        return None if self.regions is not None and not file.is_file() else file
+
+    def pictures(self, name: str) -> Pictures:
+        """The pictures of a split by their images' names."""
+        rows = {image: row for row, image in enumerate(self._table(name).images)}
+        return Pictures(self.place(name), lambda image: self.picture(name, rows[image]))
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """What tells this data from other data, of each split: how many `images` and `captions`; `sha256`, of the
@@ -580,7 +595,7 @@ class CaptionData(lightning.LightningDataModule):
     def _pictures_digest(self, name: str, table: Captions) -> str:
         found = hashlib.sha256()
         for place in np.unique(np.linspace(0, len(table) - 1, min(len(table), 100)).astype(int)).tolist():
-            picture = self.picture(name, table.images[place])
+            picture = self.picture(name, place)
             if isinstance(picture, Path):
                 with suppress(OSError):  # a missing one is the loader's to name
                     found.update(picture.read_bytes())

@@ -30,7 +30,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from src.data.images import ImageError, load_image
+from src.data.images import ImageError, Pictures, load_image
 from src.data.table import Captions, Strings, kept, mapped
 from src.data.transforms import AS_IT_IS, Preprocess, Variation
 from src.data.tsv import kept_path, read_tsv
@@ -838,6 +838,11 @@ def table_lines(
     for image, texts, labels in zip(images, captions, tags, strict=True):
         for text, label in zip(texts, labels, strict=True):
             yield f"{image}\t{text}\t{label}\n" if label else f"{image}\t{text}\n"
+
+
+def pictures_below(root: Path) -> Pictures:
+    """The pictures of a folder, or where that is a folder of shards, theirs."""
+    return Pictures(str(root.resolve()), functools.partial(picture_of, root))
 
 
 def picture_of(root: Path, image: str) -> Path | bytes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from src.config import device
-from src.data.images import load_image
+from src.data.images import ImageError, load_image
 
 PROMPT = "A photo depicts "
 """What every caption and reference is prefixed with."""
@@ -97,7 +97,7 @@ class ClipScorer:
 
     def score(
         self,
-        pictures: Mapping[str, Path],
+        find: Callable[[str], Path | bytes | None],
         candidates: Mapping[str, str],
         references: Mapping[str, Sequence[str]],
         *,
@@ -111,7 +111,8 @@ class ClipScorer:
         max(max over r of cos(c, r), 0), and 0 where either is 0. Papers give the means over the images.
 
         Args:
-            pictures: each candidate's image; it is encoded once.
+            find: each candidate's picture by the image's name, its file or its bytes: asked once, as its batch is
+                encoded.
             candidates: raw captions, not tokens. Longer ones than CLIP reads are cut off; an empty one is the bare
                 prompt, whose score is not 0.
             references: one raw caption or more for each candidate. Every distinct text is encoded once.
@@ -119,13 +120,14 @@ class ClipScorer:
             progress: show a bar.
 
         Raises:
-            ImageError: a picture can't be read; it is named.
+            ImageError: a picture can't be read, or there is none; it is named.
         """
         texts = {caption for image in candidates for caption in (candidates[image], *references[image])}
         in_length = sorted(texts, key=lambda text: (len(text), text))  # so that a batch has little padding
         row = {text: number for number, text in enumerate(in_length)}
-        paths = [pictures[image] for image in candidates]
-        of_images = _unit_vectors(self._embed_pictures, paths, batch_size, "CLIP: images", progress)
+        of_images = _unit_vectors(
+            partial(self._embed_pictures, find), list(candidates), batch_size, "CLIP: images", progress
+        )
         of_texts = _unit_vectors(self._embed_texts, in_length, batch_size, "CLIP: texts", progress)
         of_captions = of_texts[[row[caption] for caption in candidates.values()]]
         clip_score = WEIGHT * np.maximum((of_images * of_captions).sum(1), 0.0)
@@ -139,8 +141,8 @@ class ClipScorer:
         harmonic = 2 * clip_score * to_references / np.where(total > 0, total, 1.0)
         return {"CLIPScore": clip_score, "RefCLIPScore": harmonic}
 
-    def _embed_pictures(self, paths: Sequence[Path]) -> Any:
-        pictures = [load_image(path) for path in paths]
+    def _embed_pictures(self, find: Callable[[str], Path | bytes | None], images: Sequence[str]) -> Any:
+        pictures = [_loaded(image, find(image)) for image in images]
         pixels = self._processor(images=pictures, input_data_format="channels_last", return_tensors="pt")
         return self.model.get_image_features(pixels["pixel_values"].to(self.device))
 
@@ -153,6 +155,15 @@ class ClipScorer:
             return_tensors="pt",
         ).to(self.device)
         return self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
+
+
+def _loaded(image: str, source: Path | bytes | None) -> Any:
+    if source is None:
+        raise ImageError(f"{image}: CLIPScore needs its picture, and there is none")
+    try:
+        return load_image(source)
+    except ImageError as error:
+        raise ImageError(f"{image}: {error}") if isinstance(source, bytes) else error from error
 
 
 def _unit_vectors(

@@ -759,6 +759,24 @@ def test_tars_of_others_that_have_an_address(shapes, tmp_path, served):
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 1, "also while they are looked through"
 
 
+def test_pictures_to_show_are_found_in_all_kinds_of_shards(shapes, served, copy, tmp_path):
+    address, folder, _ = served
+    (copy / "train/000001.tar").unlink()
+    for file in ("manifest.json", "captions.tsv", "index.npy"):
+        (copy / "val" / file).unlink()
+    of_others = data_of(copy, tmp_path / "a", on_bad_shard="skip")
+    fetched = data_of(address, tmp_path / "b", train="train/{000000..000001}.tar")
+    for data in (of_others, fetched):
+        for split in ("train", "val"):
+            pictures = data.pictures(split)
+            for row, image in enumerate(data.tables[split].images):
+                assert pictures.find(image) == data.picture(split, row) == (shapes / image).read_bytes()
+    assert of_others.place("train") == str(copy / "train") and of_others.place("val") == str(copy / "val/000000.tar")
+    assert fetched.place("train") == f"{address}/train" and fetched.place("val") == f"{address}/val"
+    plain = data_of(shapes, tmp_path, "tsv", ".tsv").pictures("val")
+    assert plain.place == str(shapes) and plain.find("images/16.png") == shapes / "images/16.png"
+
+
 def test_other_processes_open_files_of_their_own(packed, tmp_path):
     data = data_of(packed, tmp_path)
     split = data.images("val")
@@ -806,7 +824,7 @@ def test_features_are_those_of_the_cache(shapes, features, tmp_path):
     for mine, theirs in zip(shards.evaluation_dataloader("train"), tsv.evaluation_dataloader("train"), strict=True):
         assert mine.images.dtype == torch.float16 and mine.images.shape == theirs.images.shape
         torch.testing.assert_close(mine.images, theirs.images, atol=2e-3, rtol=2e-3)  # batches of another size
-    assert shards.picture("val", "images/16.png") is None and shards.picture("train", "images/00.png") is None
+    assert shards.picture("val", 0) is None and shards.pictures("train").find("images/00.png") is None
     (batch, *_) = epoch(shards)
     assert batch.images.shape[1:] == (1, 512)
 

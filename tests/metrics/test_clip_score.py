@@ -114,7 +114,7 @@ def test_equal_to_the_published_steps_done_one_by_one(clip, captioned):
     scorer = ClipScorer(clip, "cpu")
     image, best = as_published(clip, *captioned)
     assert image.min() < -0.05 and image.max() > 0.05 and (best[image > 0] < -0.05).any()  # both are cut at 0
-    scores = scorer.score(*captioned)
+    scores = scorer.score(captioned[0].get, *captioned[1:])
     assert list(scores) == ["CLIPScore", "RefCLIPScore"]
     assert scores["CLIPScore"].dtype == scores["RefCLIPScore"].dtype == np.float64
     clip_score, reference = 2.5 * np.maximum(image, 0), np.maximum(best, 0)
@@ -147,7 +147,7 @@ def test_equal_to_torchmetrics_but_for_prompt_and_scale(clip, captioned):
             return getattr(features := model.get_text_features(*given), "pooler_output", features)
 
     pictures, candidates, references = captioned
-    ours = ClipScorer(clip, "cpu").score(*captioned)["CLIPScore"]
+    ours = ClipScorer(clip, "cpu").score(captioned[0].get, *captioned[1:])["CLIPScore"]
     for number in (0, 1, 3, 4):
         name = f"{number}.png"
         pixels = pil_to_tensor(Image.open(pictures[name]))
@@ -162,7 +162,9 @@ def test_opposite_pictures_and_harmonic_means_by_hand(clip, captioned, tmp_path)
     model = transformers.CLIPModel.from_pretrained(clip)
     model.visual_projection.weight.data.neg_()
     model.save_pretrained(tmp_path / "clip")
-    one, other = (ClipScorer(folder, "cpu").score(*captioned) for folder in (clip, tmp_path / "clip"))
+    one, other = (
+        ClipScorer(folder, "cpu").score(captioned[0].get, *captioned[1:]) for folder in (clip, tmp_path / "clip")
+    )
     assert (np.minimum(one["CLIPScore"], other["CLIPScore"]) == 0).all()
     assert (np.maximum(one["CLIPScore"], other["CLIPScore"]) > 0).all()
     for scores in (one, other):
@@ -180,13 +182,13 @@ def test_same_scores_in_any_order_and_batch_and_without_the_network(clip, captio
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     scorer = ClipScorer(clip, "cpu")
     pictures, candidates, references = captioned
-    whole = scorer.score(pictures, candidates, references)
+    whole = scorer.score(pictures.get, candidates, references)
     backwards = dict(reversed(candidates.items()))
     for batch_size in (1, 3):
-        again = scorer.score(pictures, backwards, references, batch_size=batch_size)
+        again = scorer.score(pictures.get, backwards, references, batch_size=batch_size)
         for name, scores in again.items():
             np.testing.assert_allclose(scores[::-1], whole[name], atol=1e-6)
-    one = scorer.score(pictures, {"3.png": candidates["3.png"]}, references)
+    one = scorer.score(pictures.get, {"3.png": candidates["3.png"]}, references)
     assert one["CLIPScore"] == pytest.approx(whole["CLIPScore"][3:4], abs=1e-6)
 
 
@@ -203,11 +205,31 @@ def test_each_picture_and_each_distinct_text_is_encoded_once(clip, captioned, mo
 
     monkeypatch.setattr(scorer.model, "get_image_features", counting("images", scorer.model.get_image_features))
     monkeypatch.setattr(scorer.model, "get_text_features", counting("texts", scorer.model.get_text_features))
-    scorer.score(*captioned, batch_size=2)
+    scorer.score(captioned[0].get, *captioned[1:], batch_size=2)
     _, candidates, references = captioned
     texts = {*candidates.values(), *(text for group in references.values() for text in group)}
     assert encoded == {"images": 7, "texts": len(texts)}
     assert len(texts) < 7 + sum(len(group) for group in references.values())
+
+
+def test_pictures_are_read_as_their_batch_is_encoded(clip, captioned, monkeypatch):
+    scorer, asked, at_once = ClipScorer(clip, "cpu"), [], []
+    pictures, candidates, references = captioned
+
+    def find(image: str) -> bytes:
+        asked.append(image)
+        return pictures[image].read_bytes()
+
+    def embed(*given):
+        at_once.append(len(asked) - sum(at_once))
+        return real(*given)
+
+    real = scorer.model.get_image_features
+    monkeypatch.setattr(scorer.model, "get_image_features", embed)
+    found = scorer.score(find, candidates, references, batch_size=3)
+    assert asked == list(candidates) and at_once == [3, 3, 1]
+    for name, scores in scorer.score(pictures.get, candidates, references, batch_size=3).items():
+        np.testing.assert_array_equal(found[name], scores, "bytes are as good as files")
 
 
 def test_what_is_past_the_context_does_not_count(clip, captioned):
@@ -215,7 +237,7 @@ def test_what_is_past_the_context_does_not_count(clip, captioned):
     written = [stem, stem + "and a cat", "zebra"]
     pictures = {f"{name} {number}": path for name, path in captioned[0].items() for number in range(3)}
     candidates = {image: written[int(image[-1])] for image in pictures}
-    scores = ClipScorer(clip, "cpu").score(pictures, candidates, {image: ["zebra"] for image in pictures})
+    scores = ClipScorer(clip, "cpu").score(pictures.get, candidates, {image: ["zebra"] for image in pictures})
     for one in scores.values():
         long, longer, short = one.reshape(7, 3).T
         np.testing.assert_allclose(longer, long, atol=1e-6)
@@ -225,7 +247,7 @@ def test_what_is_past_the_context_does_not_count(clip, captioned):
 def test_sharded_and_pytorch_weights_and_their_digest(clip, captioned, tmp_path):
     expected = ClipScorer(clip, "cpu")
     assert expected.digest == hashlib.sha256((clip / "model.safetensors").read_bytes()).hexdigest()[:16]
-    scores = expected.score(*captioned)["CLIPScore"]
+    scores = expected.score(captioned[0].get, *captioned[1:])["CLIPScore"]
 
     model = transformers.CLIPModel.from_pretrained(clip)
     shutil.copytree(clip, tmp_path / "sharded")
@@ -235,14 +257,14 @@ def test_sharded_and_pytorch_weights_and_their_digest(clip, captioned, tmp_path)
     assert len(shards) > 1
     sharded = ClipScorer(tmp_path / "sharded", "cpu")
     assert sharded.digest == hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()[:16]
-    np.testing.assert_array_equal(sharded.score(*captioned)["CLIPScore"], scores)
+    np.testing.assert_array_equal(sharded.score(captioned[0].get, *captioned[1:])["CLIPScore"], scores)
 
     shutil.copytree(clip, tmp_path / "pytorch")
     (tmp_path / "pytorch" / "model.safetensors").unlink()
     torch.save(model.half().state_dict(), tmp_path / "pytorch" / "pytorch_model.bin")
     half = ClipScorer(tmp_path / "pytorch", "cpu")
     assert half.model.dtype == torch.float32 and half.digest != expected.digest
-    np.testing.assert_allclose(half.score(*captioned)["CLIPScore"], scores, atol=0.02)
+    np.testing.assert_allclose(half.score(captioned[0].get, *captioned[1:])["CLIPScore"], scores, atol=0.02)
 
 
 class Touch:
@@ -324,5 +346,10 @@ def test_what_else_cannot_be_loaded(clip, tmp_path, monkeypatch):
 def test_an_unreadable_picture_is_named(clip, captioned, tmp_path):
     pictures, candidates, references = captioned
     (tmp_path / "3.png").write_bytes(pictures["3.png"].read_bytes()[:60])
+    scorer, cut = ClipScorer(clip, "cpu"), (tmp_path / "3.png").read_bytes()
+    with pytest.raises(ImageError, match="3.png: <60 bytes>: damaged"):
+        scorer.score((pictures | {"3.png": cut}).get, candidates, references)
+    with pytest.raises(ImageError, match="3.png: CLIPScore needs its picture"):
+        scorer.score((pictures | {"3.png": None}).get, candidates, references)
     with pytest.raises(ImageError, match="3.png"):
-        ClipScorer(clip, "cpu").score(pictures | {"3.png": tmp_path / "3.png"}, candidates, references)
+        scorer.score((pictures | {"3.png": tmp_path / "3.png"}).get, candidates, references)
