@@ -121,7 +121,7 @@ class OptunaSweeper(Sweeper):
         A job that says by itself how its trial ended has done so before.
         """
         from src.runs import sentence
-        from src.sweeps import NOTE, fail_running_jobs
+        from src.sweeps import NOTE, fail_running_jobs, note_start
         from src.trials import KILLED
 
         def launch(numbers: Sequence[int], first: int) -> dict[int, tuple[Any, str | None]]:
@@ -129,11 +129,14 @@ class OptunaSweeper(Sweeper):
             try:
                 returned = self.launcher.launch([jobs[number] for number in numbers], initial_job_idx=first)
             except Exception as error:
-                if not any((Path(self.folder) / str(number) / NOTE).exists() for number in numbers):
+                folders = {number: Path(self.folder) / str(number) for number in numbers}
+                if not any((folder / NOTE).exists() for folder in folders.values()) and not _was_submitted(error):
                     raise  # nothing can be launched
                 log.error("%s", sentence(error).splitlines()[0])
-                for number in numbers:  # the others have said how they ended
-                    fail_running_jobs(str(Path(self.folder) / str(number)), KILLED)
+                for number, folder in folders.items():  # the others have said how they ended
+                    if not (folder / NOTE).exists():
+                        note_start(folder, [line for line in jobs[number] if not line.startswith("hydra.")])
+                    fail_running_jobs(str(folder), KILLED)
                 return {}
             found: dict[int, tuple[Any, str | None]] = {}
             for number, job in zip(numbers, returned, strict=True):
@@ -149,6 +152,15 @@ class OptunaSweeper(Sweeper):
         with ThreadPoolExecutor(len(jobs)) as pool:
             parts = pool.map(launch, [[number] for number in jobs], range(first, first + len(jobs)))
             return {number: end for part in parts for number, end in part.items()}
+
+
+def _was_submitted(error: Exception) -> bool:
+    """Whether a job was in a cluster's queue: it was cancelled there, if it has said nothing."""
+    try:
+        from submitit.core.utils import UncompletedJobError
+    except ImportError:
+        return False
+    return isinstance(error, UncompletedJobError)
 
 
 def _own_folder(folder: Path) -> str:

@@ -8,7 +8,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
             if trial:
                 trial.ended(done["state"], done["score"], done.get("error"))
             return math.nan if done["state"] == "failed" else done["score"]
-    note: Row = {"state": "running", "overrides": called()["overrides"], "run": None, "score": None}
+    note = note_start(folder, called()["overrides"])
     try:
         run = run_folder(config)
         note["run"] = str(run)
@@ -103,6 +103,13 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return math.nan if note["state"] == "failed" else note["score"]
+
+
+def note_start(folder: Path, overrides: Sequence[str]) -> Row:
+    """Write, and return, a job's note that it has begun."""
+    note: Row = {"state": "running", "overrides": list(overrides), "run": None, "score": None}
+    _write(folder, note)
+    return note
 
 
 def _write(folder: Path, note: Mapping[str, Any]) -> None:
@@ -245,7 +252,7 @@ class SweepSummary(Callback):
         failed = [row for row in rows if row["state"] == "failed"]
         for row in failed:
             what = " ".join(f"{key}={row[key]}" for key in columns if key in settings(row))
-            print(f"failed: {what or row['run']}: {row['error']}")
+            print(f"failed: {what or row.get('run') or ' '.join(row['overrides'])}: {row['error']}")
         if failed and not is_study(config.hydra.sweeper):
             print("The same call again tries these anew and keeps the others.")
         print(f"{sweep / 'summary.csv'}, summary.md beside it; each job's log is in its folder there", flush=True)

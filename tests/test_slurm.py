@@ -181,6 +181,24 @@ def test_a_job_of_sbatch_goes_on_by_itself_when_its_time_is_up_and_when_it_is_pr
     assert_same(run, whole)
 
 
+def test_a_job_that_is_cancelled_in_the_queue_is_a_failed_trial(cluster, settings, tmp_path):
+    storage, log = tmp_path / "studies.log", tmp_path / "log"
+    search = ["study_name=s", f"storage={storage}", "n_trials=2", "n_jobs=2"]
+    arguments = ["hydra/sweeper=optuna", *(f"hydra.sweeper.{each}" for each in search), "seed=0,1"]
+    arguments += ["hydra/launcher=slurm", *HERE, SETUP, "+hydra.launcher.additional_parameters.begin=now+1hour"]
+    arguments += [f"hydra.sweep.dir={tmp_path / 'sweep'}", f"run_dir={tmp_path}/runs/${{seed}}"]
+    with log.open("w") as file:
+        searching = subprocess.Popen(
+            train(["-m", *settings], *arguments), cwd=ROOT, env=cluster, stdout=file, stderr=file
+        )
+    wait_for(lambda: len(said(["squeue", "-h", "-o", "%A"], cluster).split()) == 2 or searching.poll() is not None)
+    said(["scancel", *said(["squeue", "-h", "-o", "%A"], cluster).split()], cluster)
+    assert searching.wait(300) == 1, log.read_text()[-3000:]
+    trials = optuna.load_study(study_name="s", storage=open_storage(str(storage))).trials
+    assert [(trial.state.name, trial.user_attrs["error"]) for trial in trials] == [("FAIL", KILLED)] * 2
+    assert len(re.findall(f"^failed: .*: {KILLED}$", log.read_text(), re.M)) == 2 and "Traceback" not in log.read_text()
+
+
 def test_trials_of_a_search_are_jobs_each_of_two_nodes(cluster, settings, tmp_path):
     """Four trials, two at a time: a good one beside one that is killed, then a hopeless one beside one that fails."""
     storage, log = tmp_path / "studies.log", tmp_path / "log"
