@@ -49,18 +49,24 @@ def requeue() -> None:
 
 
 def _with_srun() -> bool:
-    interactive = os.environ.get("SLURM_JOB_NAME") in (
-        "bash",
-        "interactive",
-    )  # Lightning starts its own processes there
-    return "SLURM_NTASKS" in os.environ and not interactive
+    """Whether `srun` has started the processes that train together: not a job's own script, where `src.train` starts
+    them as anywhere else, nor what it or torchrun has started."""
+    started = {"TORCHELASTIC_RUN_ID", "RANK"} & os.environ.keys()
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # a shell, which is a step, too
+    return "SLURM_STEP_NUM_TASKS" in os.environ and not started and not interactive
 
 
 def plugins() -> list[Any]:
-    """For Lightning's Trainer: its own handlers of signals would save elsewhere, and not wait for a step's end."""
-    from lightning_fabric.plugins.environments import SLURMEnvironment
+    """For Lightning's Trainer, what started this process. Lightning takes every process of a job for one of `srun`, so
+    that in a script each would train alone; and its own handlers of signals would save elsewhere, and not wait for a
+    step's end."""
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    return [SLURMEnvironment(auto_requeue=False)] if _with_srun() else []
+    if _with_srun():
+        return [SLURMEnvironment(auto_requeue=False)]
+    if "SLURM_NTASKS" in os.environ:
+        return [TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()]
+    return []
 
 
 def on_cluster(options: Mapping[str, Any]) -> dict[str, Any]:

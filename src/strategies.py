@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from src import slurm
 from src.model import TRAINING, instantiate
 
 
@@ -219,6 +220,7 @@ def trainer_arguments(trainer: Mapping[str, Any], precision: str) -> dict[str, A
         options["strategy"] = instantiate(options["strategy"], TRAINING)
     options["plugins"] = [
         *(options.get("plugins") or []),
+        *slurm.plugins(),
         *([SyncedBatchNorm()] * options.pop("sync_batchnorm", False)),
     ]
     return options

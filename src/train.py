@@ -203,7 +203,7 @@ def _train(
     kind = {"gpu": "cuda", "cuda": "cuda", "cpu": "cpu", "mps": "mps"}.get(wanted["accelerator"], device())
     arithmetic = precision(wanted["precision"], kind)
     options = trainer_arguments(wanted, arithmetic)
-    options["plugins"] = [CheckpointFiles(), *slurm.plugins(), *options.get("plugins", ())]
+    options["plugins"] = [CheckpointFiles(), *options["plugins"]]
     trainer = lightning.Trainer(
         **options,
         callbacks=callbacks,

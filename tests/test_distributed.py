@@ -141,6 +141,11 @@ def test_captions_of_several_processes_are_those_of_one(bundle, shapes, tmp_path
     assert drawn[0] == drawn[1] and len(drawn[0]) == 7
 
 
+SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}
+SCRIPT |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+"""What SLURM tells a job's own script."""
+
+
 def by_srun(arguments: list[str], expect: list[int]) -> list[str]:
     """Two processes with what srun tells its tasks; returns what each said on stderr."""
     with socket.socket() as free:
@@ -148,7 +153,8 @@ def by_srun(arguments: list[str], expect: list[int]) -> list[str]:
         port = str(free.getsockname()[1])
     running = []
     for rank in range(2):
-        told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        told = SCRIPT | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        told |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         running.append(
             subprocess.Popen(
@@ -372,9 +378,9 @@ def alone(shapes, tmp_path_factory):
 )
 def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tmp_path, trainer):
     """Batch norm that learns, early stopping, pictures in the logs, the bundle, two evaluated splits; then it is
-    resumed. One run folder, one log, one table of scores."""
+    resumed. One run folder, one log, one table of scores. By the command in a job's script; resumed, by srun."""
     ours = [*settings(shapes, tmp_path, 2), *trainer]
-    done = call("-m", "src.train", *ours)
+    done = call("-m", "src.train", *ours, **SCRIPT)
     (run,) = (path.parent for path in tmp_path.glob("*/status.json"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", run.name], "no process has a name of its own"
     assert not list(tmp_path.rglob("*.part*"))
@@ -394,7 +400,7 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
     assert all(name in logged for name in (b"val/pictures/3", b"gradients/decoder", b"val/caption_lengths"))
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     more = [f"run_dir='{run}'", "ckpt=last", "~scheduler", "evaluate_splits=[]"]
-    call("-m", "src.train", *ours, *more, "trainer.max_epochs=3")
+    by_srun(["src.train", *ours, *more, "trainer.max_epochs=3"], [0, 0])
     if trainer[0] == "trainer=fsdp":  # any trainer goes on from any checkpoint
         plain = [*settings(shapes, tmp_path, 4), "trainer.accelerator=cpu", *more]
         call("-m", "src.train", *plain, "trainer.max_epochs=4")

@@ -18,6 +18,7 @@ import optuna
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from safetensors.torch import load_file
 
 from src.bundle import load_bundle, save_bundle
@@ -27,7 +28,7 @@ from src.files import DiskFull
 from src.interruption import Interrupted, Interruption, undisturbed
 from src.loggers import Rows, WandbOrOffline
 from src.runs import checkpoints
-from src.slurm import on_cluster
+from src.slurm import on_cluster, plugins
 from src.trials import open_storage
 from tests.processes import FORKING, Stop, call, start
 
@@ -522,23 +523,55 @@ def test_processes_that_have_other_data_do_not_train_together(settings, shapes, 
         assert "of train, process 1 has 15 images" in said and "and process 0 16 images, 32 captions: give each" in said
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+
+
+def step(tasks: int, **more: str) -> dict[str, str]:
+    """What srun tells the processes of a step, on two nodes."""
+    return {"SLURM_STEP_NUM_TASKS": str(tasks), "SLURM_NTASKS": str(tasks), "SLURM_NNODES": "2", **more}
+
+
+def only(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no other variables of SLURM and of torchrun."""
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in TORCHRUN]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.parametrize(
     ("environment", "given", "expected"),
     [
         ({}, {}, {}),
-        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4"}, {}, {"devices": 4, "num_nodes": 2}),
-        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": 2}, {"devices": 2, "num_nodes": 2}),
-        ({"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, {"num_nodes": 1}, {"devices": 2, "num_nodes": 2}),
-        ({"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "interactive"}, {"devices": "auto"}, {"devices": "auto"}),
+        (step(8, SLURM_NTASKS_PER_NODE="4"), {}, {"devices": 4, "num_nodes": 2}),
+        (step(8), {"devices": 2}, {"devices": 2, "num_nodes": 2}),
+        (step(4), {"num_nodes": 1}, {"devices": 2, "num_nodes": 2}),
+        (step(1, SLURM_JOB_NAME="interactive"), {"devices": "auto"}, {"devices": "auto"}),
+        (step(2, **TORCHRUN), {"devices": "auto"}, {"devices": "auto"}),
+        ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": "auto"}, {"devices": "auto"}),
     ],
     ids=str,
 )
-def test_the_trainer_follows_the_jobs_nodes_and_processes(environment, given, expected, monkeypatch):
-    for name in ("NTASKS", "NNODES", "NTASKS_PER_NODE", "JOB_NAME"):
-        monkeypatch.delenv(f"SLURM_{name}", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_the_trainer_follows_the_nodes_and_processes_of_srun(environment, given, expected, monkeypatch):
+    only(environment, monkeypatch)
     assert on_cluster(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, []),
+        (step(2), [SLURMEnvironment]),
+        (step(2, **TORCHRUN), [TorchElasticEnvironment]),  # one torchrun a node
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, [LightningEnvironment]),  # a job's own script
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", **TORCHRUN}, [TorchElasticEnvironment]),
+        (step(1, SLURM_JOB_NAME="bash"), [LightningEnvironment]),
+    ],
+    ids=str,
+)
+def test_lightning_is_told_who_started_a_jobs_processes(environment, expected, monkeypatch):
+    only({"SLURM_NTASKS_PER_NODE": "1", **environment} if environment else {}, monkeypatch)
+    assert [type(each) for each in plugins()] == expected
 
 
 def test_processes_on_a_cluster_are_as_many_as_gpus():
