@@ -41,7 +41,7 @@ class CheckpointFiles(TorchCheckpointIO):
         path = Path(path)
         buffer = io.BytesIO()  # from which a full disk is an error of ours; torch's own writing can end the process
         torch.save(checkpoint, buffer)
-        with room_for(path, buffer.tell()), whole(path) as partial:
+        with room_for(path, buffer.tell(), "go on with ckpt=last"), whole(path) as partial:
             with partial.open("wb") as file:
                 file.write(buffer.getbuffer())
                 file.flush()

@@ -61,7 +61,8 @@ class ExperimentsPath(SearchPathPlugin):
 NOT_IN_NAME = {
     *("name", "run_dir", "ckpt", "overwrite", "experiments", "data", "evaluate_splits"),
     *("callbacks.pictures.count", "callbacks.pictures.tile", "callbacks.last.minutes", "callbacks.last.steps"),
-    *("data.workers", "data.cache_workers", "data.cache_dir", "data.verify", "data.eval_batch_size"),
+    *("data.workers", "data.cache_workers", "data.cache_dir", "data.shard_cache_gb"),
+    *("data.verify", "data.eval_batch_size"),
     *("trainer.accelerator", "trainer.devices", "trainer.fast_dev_run", "trainer.enable_progress_bar"),
     *("trainer.num_nodes", "trainer.strategy.backend", "trainer.strategy.timeout", "compile"),
     *("trainer.log_every_n_steps", "trainer.max_time"),

@@ -4,7 +4,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +20,20 @@ class DiskFull(OSError):
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether it says that a disk, or the user's share of it, is full."""
+    # safetensors' and torch's are no OSErrors, and say it in words
+    return getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+
+
 @contextmanager
-def room_for(path: Path, size: int | None = None) -> Iterator[None]:
+def room_for(path: Path, size: int | None = None, then: str = "call it again") -> Iterator[None]:
     """Say which file there was no room for, where the block finds a disk full.
 
     Args:
-        path: what the block writes.
+        path: what the block writes, and nothing else.
         size: bytes that it needs, where that is known.
+        then: what to do when there is room.
 
     Raises:
         DiskFull: the disk, or the user's share of it, is full.
@@ -35,8 +42,8 @@ def room_for(path: Path, size: int | None = None) -> Iterator[None]:
         yield
     except DiskFull:
         raise
-    except Exception as error:  # safetensors' is no OSError, and says it in words
-        if getattr(error, "errno", None) not in FULL and "No space left on device" not in str(error):
+    except Exception as error:
+        if not is_full(error):
             raise
         there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
         why = getattr(error, "strerror", None) or "No space left on device"
@@ -44,8 +51,31 @@ def room_for(path: Path, size: int | None = None) -> Iterator[None]:
         free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
         raise DiskFull(
             f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, "
-            "and go on with ckpt=last"
+            f"and {then}"
         ) from error
+
+
+@contextmanager
+def room_among(folders: Iterable[Path], then: str) -> Iterator[None]:
+    """Say how much room there is, where the block finds a disk full and does not say for what.
+
+    Args:
+        folders: that the block writes to, and libraries in it.
+        then: what to do when there is room.
+
+    Raises:
+        DiskFull: a disk, or the user's share of it, is full.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        free = {folder: shutil.disk_usage(folder).free for folder in folders if folder.is_dir()}
+        listed = ", ".join(f"{room / 1e6:,.1f} MB in {folder}" for folder, room in free.items())
+        raise DiskFull(f"a disk is full ({error}); free are {listed}: make room, and {then}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@ stopped call has found is taken up by the same call again."""
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ class Parts:
 
     Args:
         output: the file; its folder is made.
-        key: what the lines depend on, in a word; parts of another key are not taken up.
+        key: what the lines depend on, in a word without dots; parts of another key are not taken up.
         items: how many there are.
         here: which of the processes this is.
     """
@@ -34,13 +35,14 @@ class Parts:
         self.file.truncate(self.file.read().rfind(b"\n") + 1)  # an earlier call may have ended within a line
         self.file.seek(0, os.SEEK_END)
 
-    def _of(self, key: str) -> list[Path]:
-        start = f"{self.output.name}.{key}"
-        return sorted(p for p in self.output.parent.iterdir() if p.name.startswith(start) and p.suffix == ".part")
+    def _all(self) -> dict[Path, str]:
+        """The parts of any call and process, and their keys."""
+        named = re.compile(rf"{re.escape(self.output.name)}\.([^.]+)\.\d+\.part")
+        return {p: found[1] for p in sorted(self.output.parent.iterdir()) if (found := named.fullmatch(p.name))}
 
     def _found(self) -> Iterator[tuple[int, list[str]]]:
-        for path in self._of(f"{self.key}."):
-            for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        for path in (path for path, key in self._all().items() if key == self.key):
+            for line in path.read_bytes().split(b"\n")[:-1]:  # an earlier call may have ended within a character
                 item, lines = json.loads(line)
                 yield item, lines
 
@@ -67,6 +69,6 @@ class Parts:
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.writelines(f"{line}\n" for item in sorted(found) for line in found[item])
         os.replace(partial, self.output)
-        for path in self._of(""):
+        for path in self._all():
             path.unlink()
         return len(found)

@@ -2,7 +2,9 @@
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,12 @@ from src.data.regions import region_files
 from src.distributed import launch, only_warnings, place
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
-from src.files import room_for, write_atomically
+from src.files import room_among, write_atomically
 from src.initial import freeze, initialise, started
 from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
 from src.model import TRAINING, build, instantiate
-from src.runs import STATUS, checkpoints, last_checkpoint, recorded, run_folder
+from src.runs import BEFORE, LAST, STATUS, checkpoints, last_checkpoint, recorded, run_folder
 from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
 from src.training import CaptioningModule, ShardedCaptioningModule
@@ -138,7 +140,10 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     with (
         Interruption() as interruption,
         recorded(run, about, config["ckpt"] == "last", keep=is_first()) as record,
-        room_for(run),
+        room_among(
+            [run, Path(config["data"]["cache_dir"]), Path(tempfile.gettempdir()), Path("/dev/shm")],
+            "go on with ckpt=last",
+        ),
     ):
         if anew and is_first():  # alone: the others come when it has begun to log
             for name in ("metrics.csv", WANDB_ID):
@@ -164,7 +169,8 @@ def _train(
     data = build_data(config, seed=config["seed"], **known)
     give_back_memory()
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    if is_first():
+        write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
         raise ValueError(NO_VALIDATION)
     vocabulary = data.vocabulary
@@ -331,6 +337,10 @@ def find_checkpoint(wanted: str | None, run: Path) -> str | None:
     if wanted == "last":
         if (last := newest(run)) is None:
             log.warning("ckpt=last: %s does not exist yet; starting from the beginning", last_checkpoint(run))
+        elif last.name == BEFORE and is_first():  # a damaged one is not to be kept as the one before
+            with suppress(FileNotFoundError):
+                damaged = last.with_name(LAST)
+                damaged.replace(damaged.with_name(f"{LAST}.damaged"))
         return str(last) if last else None
     if problem := damage(Path(wanted)):
         raise ValueError(f"ckpt={wanted}: no checkpoint that a training can go on from ({problem})")

@@ -474,6 +474,7 @@ class Pruning(lightning.Callback):
         if trainer.is_global_zero and (score := trainer.callback_metrics.get(self.monitor)) is not None:
             hopeless = self.trial.hopeless(float(score), step)
         hopeless = trainer.strategy.broadcast(hopeless)  # all processes stop together
-        if hopeless and step != trainer.max_epochs:  # after the last there is nothing left to save
+        last = step == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step
+        if hopeless and not last:  # after which there is nothing left to save
             log.info("pruned after epoch %d: others of the study were better by then", step)
             self.pruned = trainer.should_stop = True

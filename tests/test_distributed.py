@@ -219,6 +219,24 @@ def test_parts_of_fewer_processes_are_taken_up_by_more(tmp_path):
     assert Parts(output, "other", 9, Place()).done == 0
 
 
+def test_parts_of_a_call_that_was_killed_within_a_character_are_taken_up(tmp_path):
+    first = Parts(tmp_path / "out.tsv", "k", 3, Place())
+    first.add(0, ["一只狗"])
+    first.flush()
+    with first.file as file:
+        file.write(b'[1, ["' + "狗".encode()[:2])
+    again = Parts(tmp_path / "out.tsv", "k", 3, Place())
+    assert again.done == 1 and again.share == [1, 2]
+
+
+def test_parts_of_another_output_stay(tmp_path):
+    other, mine = Parts(tmp_path / "out.tsv.gz", "k", 1, Place()), Parts(tmp_path / "out.tsv", "k", 1, Place())
+    earlier = Parts(tmp_path / "out.tsv", "before", 1, Place())
+    mine.add(0, ["a"])
+    assert mine.join() == 1 and (tmp_path / "out.tsv").read_text() == "a\n"
+    assert Path(other.file.name).exists() and not Path(earlier.file.name).exists()
+
+
 def test_a_process_that_dies_is_an_error_and_not_a_missing_part(bundle, shapes, tmp_path):
     output = tmp_path / "captions.tsv"
     command = ["src.caption", "--model", str(bundle), str(shapes / "images"), "--device", "cpu", "-o", str(output)]

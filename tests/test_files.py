@@ -1,9 +1,13 @@
 """Files that several processes use at once."""
 
+import errno
 import logging
+import re
 import threading
 
-from src.files import locked, write_atomically
+import pytest
+
+from src.files import DiskFull, locked, room_among, write_atomically
 
 
 def test_who_waits_says_for_what_and_then_goes_on(tmp_path, caplog):
@@ -29,3 +33,22 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     folder = tmp_path / "new" / "folder"
     write_atomically(folder / "a.json", "{}")
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("a.json", "{}")]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("unable to write to file </torch_1>: No space left on device (28)"),
+    ],
+)
+def test_where_nobody_knows_which_disk_is_full_all_are_listed(error, tmp_path):
+    folders = [tmp_path / "run", tmp_path / "none", tmp_path]
+    folders[0].mkdir()
+    with pytest.raises(DiskFull) as raised, room_among(folders, "go on"):
+        raise error
+    free = rf"[\d,.]+ MB in {tmp_path}/run, [\d,.]+ MB in {tmp_path}"
+    said = rf"a disk is full \({re.escape(str(error))}\); free are {free}: make room, and go on"
+    assert re.fullmatch(said, str(raised.value))
+    with pytest.raises(ValueError, match="else"), room_among(folders, "go on"):
+        raise ValueError("else")

@@ -260,8 +260,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, settings, 
     else:
         torch.save({"state_dict": {}}, last)
     assert damage(last) and not damage(before) and newest(run) == before
-    said = call([*arguments, "ckpt=last"], tmp_path / "log")
+    said = call([*arguments, "ckpt=last"], tmp_path / "log", -KILL, Stop(TRAINING, 2, KILL))
     assert f"{last} is damaged" in said and f"from the checkpoint at {before}" in said
+    assert len(checkpoints(run)) == 2 and not any(map(damage, checkpoints(run))), "the damaged one is not kept as such"
+    call([*arguments, "ckpt=last"], tmp_path / "log")
     assert_same(run, whole_of([]))
 
 
@@ -407,7 +409,7 @@ def test_two_processes_are_pruned_together_and_go_on_as_the_same_run(settings, t
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("options", [[], pytest.param(TWICE, marks=slow)], ids=["after an epoch", "in an epoch"])
+@pytest.mark.parametrize("options", [[], TWICE], ids=["after an epoch", "in an epoch"])
 def test_a_run_that_was_pruned_goes_on_as_the_same_run(options, settings, whole_of, tmp_path):
     arguments = [*settings, *SHORT, *options, f"run_dir={tmp_path / 'run'}"]
     call([*arguments, *hopeless(tmp_path)[1]], tmp_path / "log")
@@ -461,6 +463,23 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(settings, who
         assert_same(run, whole)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_of_several_disks_the_full_one_is_named(settings, tmp_path):
+    """A real one, for the cache."""
+    disk = tmp_path / "cache"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        arguments = [*settings, f"data.cache_dir={disk}", f"run_dir={tmp_path / 'run'}"]
+        error = call(arguments, tmp_path / "log", 1).splitlines()[-1]
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert re.fullmatch(
+        rf"error: {disk}\S*: No space left on device \(0\.0 GB are free\): set data.cache_dir to .*", error
+    ), error
 
 
 def test_no_room_for_a_checkpoint_is_the_same_where_nothing_can_be_mounted(settings, tmp_path):

@@ -338,6 +338,7 @@ class Ranks:
 
 def trainer(**changes):
     given = {"sanity_checking": False, "fast_dev_run": False, "current_epoch": 0, "max_epochs": 4, "should_stop": False}
+    given |= {"max_steps": -1, "global_step": 12}
     alone = {"is_global_zero": True, "callback_metrics": {"val/CIDEr": 0.1}, "strategy": Ranks().strategy(0)}
     alone["strategy"].broadcast = lambda value: value
     return SimpleNamespace(**given | alone | changes)
@@ -359,8 +360,9 @@ def test_all_processes_stop_together_and_the_first_alone_reports(journal):
         assert [(c.pruned, t.should_stop) for c, t in pairs] == [(epoch == 1, epoch == 1)] * 2
 
 
-def test_the_last_epoch_is_not_pruned(journal):
-    callback, last = Pruning(job(journal, "median"), "val/CIDEr"), trainer(current_epoch=3)
+@pytest.mark.parametrize("bounded", [{}, {"max_steps": 12, "max_epochs": None}], ids=str)
+def test_the_last_epoch_is_not_pruned(journal, bounded):
+    callback, last = Pruning(job(journal, "median"), "val/CIDEr"), trainer(current_epoch=3, **bounded)
     callback.on_validation_end(last, None)
     assert not callback.pruned and not last.should_stop
     assert callback.trial.trial.study.trials[10].intermediate_values == {4: 0.1}

@@ -18,7 +18,7 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from src.data.tokenizer import Tokenizer
-from src.files import locked
+from src.files import DiskFull, is_full, locked
 
 BLOCK = 200_000
 """Rows that are looked at together, or by one process."""
@@ -48,7 +48,7 @@ def kept(folder: Path, doing: str, build: Callable[[Path], None]) -> Path:
     processes that come at once, one builds and the others wait.
 
     Raises:
-        OSError: it cannot be written; says what may help.
+        DiskFull, OSError: it cannot be written; says what may help.
     """
     if folder.exists():
         return folder
@@ -61,9 +61,11 @@ def kept(folder: Path, doing: str, build: Callable[[Path], None]) -> Path:
                 partial.mkdir()
                 build(partial)
                 os.replace(partial, folder)
+    except DiskFull:
+        raise
     except OSError as error:
         free = shutil.disk_usage(folder.parent).free / 1e9 if folder.parent.exists() else 0
-        raise OSError(
+        raise (DiskFull if is_full(error) else OSError)(
             f"{folder.parent}: {error.strerror or error} ({free:.1f} GB are free): set data.cache_dir to a folder that "
             "can be written, on a disk with room"
         ) from error
