@@ -4,8 +4,8 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
@@ -27,8 +27,19 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(path: Path, size: int | None = None, then: str = "call it again") -> Iterator[None]:
-    """Say which file there was no room for, where the block finds a disk full.
+def _as_disk_full(told: Callable[[Exception], str]) -> Iterator[None]:
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(told(error)) from error
+
+
+def room_for(path: Path, size: int | None = None, then: str = "call it again") -> AbstractContextManager[None]:
+    """Say which file there was no room for, where a `with` block finds a disk full.
 
     Args:
         path: what the block writes, and nothing else.
@@ -38,26 +49,22 @@ def room_for(path: Path, size: int | None = None, then: str = "call it again") -
     Raises:
         DiskFull: the disk, or the user's share of it, is full.
     """
-    try:
-        yield
-    except DiskFull:
-        raise
-    except Exception as error:
-        if not is_full(error):
-            raise
+
+    def told(error: Exception) -> str:
         there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
         why = getattr(error, "strerror", None) or "No space left on device"
         needed = f"{size / 1e6:,.1f} MB are needed, " if size is not None else ""
         free = f"{shutil.disk_usage(there).free / 1e6:,.1f} MB are free"
-        raise DiskFull(
+        return (
             f"{path}: there is no room for it ({why}: {needed}{free}); what was written before is whole: make room, "
             f"and {then}"
-        ) from error
+        )
+
+    return _as_disk_full(told)
 
 
-@contextmanager
-def room_among(folders: Iterable[Path], then: str) -> Iterator[None]:
-    """Say how much room there is, where the block finds a disk full and does not say for what.
+def room_among(folders: Iterable[Path], then: str) -> AbstractContextManager[None]:
+    """Say how much room there is, where a `with` block finds a disk full and does not say for what.
 
     Args:
         folders: that the block writes to, and libraries in it.
@@ -66,16 +73,13 @@ def room_among(folders: Iterable[Path], then: str) -> Iterator[None]:
     Raises:
         DiskFull: a disk, or the user's share of it, is full.
     """
-    try:
-        yield
-    except DiskFull:
-        raise
-    except Exception as error:
-        if not is_full(error):
-            raise
+
+    def told(error: Exception) -> str:
         free = {folder: shutil.disk_usage(folder).free for folder in folders if folder.is_dir()}
         listed = ", ".join(f"{room / 1e6:,.1f} MB in {folder}" for folder, room in free.items())
-        raise DiskFull(f"a disk is full ({error}); free are {listed}: make room, and {then}") from error
+        return f"a disk is full ({error}); free are {listed}: make room, and {then}"
+
+    return _as_disk_full(told)
 
 
 @contextmanager
