@@ -145,6 +145,9 @@ class LastCheckpoint(Checkpoint):
             _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
             loop.reset_restart_stage()
             loop.epoch_progress.increment_completed()
+        steps = loop.epoch_loop
+        if loop.restarted_mid_epoch and steps.restarted_on_train_batch_end and steps.batch_progress.is_last_batch:
+            loop.reset_restart_stage()  # Lightning has counted that epoch, and would not count that the next begins
         self.saved = time.monotonic()
         if self.interruption is not None and not trainer.fast_dev_run:
             self.interruption.listen()

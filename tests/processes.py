@@ -18,7 +18,7 @@ class Stop(NamedTuple):
     """A signal that a process sends itself in the midst of a step."""
 
     step: str
-    """`training_step` or `validation_step`."""
+    """`training_step`, `validation_step` or another method of CaptioningModule."""
     number: int
     """Which, from 1, counted over the epochs of this process."""
     signal: int = signal.SIGTERM

@@ -140,7 +140,7 @@ def test_a_run_killed_ten_times_is_the_run_that_was_not(settings, tmp_path):
     assert_same(run, whole)
 
 
-TRAINING, VALIDATION = "training_step", "validation_step"
+TRAINING, VALIDATION, EPOCH_END = "training_step", "validation_step", "on_train_epoch_end"
 RANDOM = "objective.from_random=true"
 SHORT = ["trainer.max_epochs=3", "callbacks.last.steps=null"]
 AVERAGED = ["callbacks=averaged", "callbacks.averaging.update_every_n_steps=2"]
@@ -238,6 +238,22 @@ def test_the_time_from_one_checkpoint_to_the_next(settings, tmp_path):
         call(timed, tmp_path / "log", -KILL, Stop(TRAINING, 4, KILL))
         steps = [torch.load(path, weights_only=True)["global_step"] for path in checkpoints(run)]
         assert steps == ([3, 2] if saved else [])
+
+
+@pytest.mark.parametrize(
+    "second", [Stop(TRAINING, 3, KILL), Stop(TRAINING, 5, KILL), Stop(VALIDATION, 2, KILL)], ids=str
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_run_killed_after_an_epochs_last_step_and_then_in_the_next_is_the_run_that_was_not(
+    every, second, settings, whole_of, tmp_path
+):
+    """Its first checkpoint is of the epoch's last step, before the epoch has ended."""
+    options = [*SHORT, "callbacks.last.steps=1", f"trainer.check_val_every_n_epoch={every}"]
+    arguments = [*settings, *options, f"run_dir={tmp_path / 'run'}", "ckpt=last"]
+    call(arguments, tmp_path / "log", -KILL, Stop(EPOCH_END, 1, KILL))
+    call(arguments, tmp_path / "log", -KILL, second)
+    call(arguments, tmp_path / "log")
+    assert_same(tmp_path / "run", whole_of(options))
 
 
 @pytest.mark.parametrize("harm", ["cut", "zeros", "a byte", "other"])
