@@ -155,12 +155,13 @@ class OptunaSweeper(Sweeper):
 
 
 def _was_submitted(error: Exception) -> bool:
-    """Whether a job was in a cluster's queue: it was cancelled there, if it has said nothing."""
+    """Whether a job was in a cluster's queue, and was cancelled there; not one that failed before it could say
+    anything, as all would."""
     try:
-        from submitit.core.utils import UncompletedJobError
+        from submitit.core.utils import FailedJobError, UncompletedJobError
     except ImportError:
         return False
-    return isinstance(error, UncompletedJobError)
+    return isinstance(error, UncompletedJobError) and not isinstance(error, FailedJobError)
 
 
 def _own_folder(folder: Path) -> str:

@@ -77,7 +77,8 @@ def room_among(folders: Iterable[Path], then: str) -> AbstractContextManager[Non
     def told(error: Exception) -> str:
         free = {folder: shutil.disk_usage(folder).free for folder in folders if folder.is_dir()}
         listed = ", ".join(f"{room / 1e6:,.1f} MB in {folder}" for folder, room in free.items())
-        return f"a disk is full ({error}); free are {listed}: make room, and {then}"
+        why = str(error).strip().splitlines()[-1]  # of a loading process, under its traceback
+        return f"a disk is full ({why}); free are {listed}: make room, and {then}"
 
     return _as_disk_full(told)
 

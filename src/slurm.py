@@ -51,9 +51,10 @@ def requeue() -> None:
 def _with_srun() -> bool:
     """Whether `srun` has started the processes that train together: not a job's own script, where `src.train` starts
     them as anywhere else, nor what it or torchrun has started."""
-    started = {"TORCHELASTIC_RUN_ID", "RANK"} & os.environ.keys()
+    started = "TORCHELASTIC_RUN_ID" in os.environ
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # a shell, which is a step, too
-    return "SLURM_STEP_NUM_TASKS" in os.environ and not started and not interactive
+    # One alone needs nothing of it; and a script that was submitted from within a step has that step's variables.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1 and not started and not interactive
 
 
 def plugins() -> list[Any]:

@@ -546,16 +546,27 @@ def test_a_job_that_was_requeued_goes_on_with_its_own_run(settings, whole_of, tm
     assert_same(run, whole_of([]))
 
 
-def test_processes_that_have_other_data_do_not_train_together(settings, shapes, tmp_path):
-    """A picture is missing on one of two nodes, where its captions are left out."""
+@pytest.mark.parametrize(
+    ("split", "mine", "its"),
+    [
+        ("train", "15 images, 30 captions", "16 images, 32 captions"),
+        ("val", "4 images, 8 captions", "4 images, 8 captions"),
+    ],
+)
+def test_processes_that_have_other_data_do_not_train_together(split, mine, its, settings, shapes, tmp_path):
+    """A picture is missing on one of two nodes, where its captions are left out; or as many are others."""
     shutil.copytree(shapes, tmp_path / "lacking")
-    (tmp_path / "lacking" / "images" / "03.png").unlink()
+    if split == "train":
+        (tmp_path / "lacking" / "images" / "03.png").unlink()
+    else:
+        rows = (shapes / "val.tsv").read_text().splitlines(keepends=True)
+        (tmp_path / "lacking" / "val.tsv").write_text("".join([*rows[2:], *rows[:2]]))
     lacking = [f"data.root={tmp_path / 'lacking'}"]
     statuses = two([*settings, "data.on_bad_row=skip", f"run_dir={tmp_path / 'run'}"], tmp_path, second=lacking)
     assert statuses == [1, 1]
     for log in ("log0", "log1"):
         said = (tmp_path / log).read_text()
-        assert "of train, process 1 has 15 images" in said and "and process 0 16 images, 32 captions: give each" in said
+        assert re.search(rf"of {split}, process 1 has {mine} \(\w+\), and process 0 {its} \(\w+\): give each", said)
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -582,6 +593,8 @@ def only(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         (step(8), {"devices": 2}, {"devices": 2, "num_nodes": 2}),
         (step(4), {"num_nodes": 1}, {"devices": 2, "num_nodes": 2}),
         (step(1, SLURM_JOB_NAME="interactive"), {"devices": "auto"}, {"devices": "auto"}),
+        (step(4, RANK="1", WORLD_SIZE="4", LOCAL_RANK="1"), {}, {"devices": 2, "num_nodes": 2}),  # a wrapper's names
+        (step(1), {"devices": "auto"}, {"devices": "auto"}),  # or of a step that a script was submitted from
         (step(2, **TORCHRUN), {"devices": "auto"}, {"devices": "auto"}),
         ({"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": "auto"}, {"devices": "auto"}),
     ],
@@ -601,6 +614,7 @@ def test_the_trainer_follows_the_nodes_and_processes_of_srun(environment, given,
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, [LightningEnvironment]),  # a job's own script
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0", **TORCHRUN}, [TorchElasticEnvironment]),
         (step(1, SLURM_JOB_NAME="bash"), [LightningEnvironment]),
+        (step(1), [LightningEnvironment]),
     ],
     ids=str,
 )

@@ -368,6 +368,15 @@ def test_the_last_epoch_is_not_pruned(journal, bounded):
     assert callback.trial.trial.study.trials[10].intermediate_values == {4: 0.1}
 
 
+def test_a_job_that_was_cancelled_in_a_queue_is_told_from_one_that_cannot_begin():
+    from hydra_plugins.captionary_optuna import _was_submitted
+
+    submitit = pytest.importorskip("submitit.core.utils")
+    assert _was_submitted(submitit.UncompletedJobError("cancelled"))
+    assert not _was_submitted(submitit.FailedJobError("No module named 'torch'"))
+    assert not _was_submitted(OSError("no sbatch"))
+
+
 def test_nothing_is_reported_where_there_is_no_trial_or_no_score(journal):
     assert Pruning.of_this_job("val/CIDEr") is None
     callback = Pruning(job(journal, "median"), "val/METEOR")

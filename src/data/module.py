@@ -641,9 +641,7 @@ class CaptionData(lightning.LightningDataModule):
             return
         mine = {}
         for name, table in self.tables.items():
-            chosen = table.images.chosen
-            which = "" if chosen is None else f" ({hashlib.sha256(chosen.tobytes()).hexdigest()[:8]})"
-            mine[name] = f"{len(table.images)} images{which}, {len(table.texts)} captions"
+            mine[name] = f"{len(table.images)} images, {len(table.texts)} captions ({table.digest()[:8]})"
         words = hashlib.sha256("\n".join(self.vocabulary.words).encode()).hexdigest()
         mine["the vocabulary"] = f"{len(self.vocabulary.words)} tokens ({words[:8]})"
         everyone: list[dict[str, str]] = [{}] * world

@@ -49,6 +49,9 @@ TRIES = 3
 """Of what has an address, before it counts as not to be had,"""
 AGAIN = 300.0
 """and seconds after which it is tried again."""
+STARTED = time.time()
+"""When this process began, about: what did not come for another process since then is not tried again, so that those
+that train together leave out the same."""
 NAMED = 20
 """Bad shards and pictures that a warning names, and then how many more there are."""
 CHUNK = 1 << 20
@@ -210,17 +213,17 @@ class Shards:
             return content
 
     def _opened(self, shard: int) -> "Content":
-        since, why = self._bad.get(shard, (0.0, ""))
-        if why and time.monotonic() < since + AGAIN:  # with `skip` each of its images asks for it
+        at, why = self._bad.get(shard, (0.0, ""))
+        if why and time.time() < at + AGAIN:  # with `skip` each of its images asks for it
             raise ShardError(why)
         path = self.path(shard)
         try:
-            return self._fetched(shard) if is_address(path) else Content(path)
+            return self._fetched(shard, at + AGAIN if why else None) if is_address(path) else Content(path)
         except DiskFull:
             raise
         except (OSError, ShardError) as error:
-            why = f"{path}: {error.strerror or error}: copy it again" if isinstance(error, OSError) else str(error)
-            self._bad[shard] = (time.monotonic(), why)
+            why = _why(path, error)
+            self._bad[shard] = (time.time(), why)
             raise ShardError(why) from error
 
     def _let_go(self) -> None:
@@ -232,13 +235,14 @@ class Shards:
         while len(self._open) >= OPEN:
             del self._open[next(iter(self._open))]
 
-    def _fetched(self, shard: int) -> "Content":
-        """A shard that has an address: its copy, fetched where it is not there; others make room."""
+    def _fetched(self, shard: int, since: float | None) -> "Content":
+        """A shard that has an address: its copy, fetched where it is not there, or did not come before `since`; others
+        make room."""
         about = self.manifest.shards[shard]
         target = fetched_to(self.cache, f"{self.path(shard)}{about.sha256 or ''}")  # packed anew is fetched anew
         while True:
             if not target.exists():
-                fetch(self.path(shard), target, about.bytes, about.sha256)
+                fetch(self.path(shard), target, about.bytes, about.sha256, since)
                 make_room(self.cache, target, self.most)
             with suppress(FileNotFoundError):  # another process has made room, just now
                 return Content(target)
@@ -278,34 +282,37 @@ class Shards:
         shards: dict[int, str] = {}
         images: dict[int, str] = {}
         self.cache.mkdir(parents=True, exist_ok=True)
-        file = self.cache / "verified.json"
+        file = self.cache / "content.json"
         with locked(file.with_suffix(".lock"), f"the content of {self.place}"):
             known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
             try:
                 for number in tqdm(among, desc="checking shards", unit="shard", disable=None):
                     shard, path = self.manifest.shards[number], self.path(number)
-                    changed = None if is_address(path) else os.stat(path).st_mtime_ns
                     path = path if is_address(path) else os.path.abspath(path)
-                    stamp = [shard.bytes, changed, shard.sha256]
-                    before, unreadable = known.get(path, (None, {}))
-                    if before != stamp:
-                        try:
+                    try:
+                        changed = None if is_address(path) else os.stat(path).st_mtime_ns
+                        stamp = [shard.bytes, changed, shard.sha256]
+                        before, unreadable = known.get(path, (None, {}))
+                        if before != stamp:
                             if changed is not None and shard.sha256 not in (None, sha256_of(Path(path))):
                                 raise ShardError(
                                     f"{path}: another content than the manifest says (SHA-256): copy it again"
                                 )
                             unreadable = self._undecodable(number)
-                        except ShardError as error:
-                            shards[number] = str(error)
-                            continue
-                        known[path] = stamp, unreadable
-                    images |= {int(self.first[number]) + int(i): why for i, why in unreadable.items()}
+                            known[path] = stamp, unreadable
+                    except DiskFull:
+                        raise
+                    except (OSError, ShardError) as error:
+                        shards[number] = _why(path, error)
+                    else:
+                        images |= {int(self.first[number]) + int(i): why for i, why in unreadable.items()}
             finally:
                 write_atomically(file, json.dumps(known, ensure_ascii=False))
         return shards, images
 
     def _undecodable(self, shard: int) -> dict[str, str]:
         """Place in the shard → reason, of its pictures that cannot be decoded."""
+        self._content(shard)  # one that has an address is checked as it is fetched
         if self.manifest.features is not None:
             return {}
         first, end = self.first[shard : shard + 2].tolist()
@@ -428,6 +435,11 @@ def sha256_of(file: Path) -> str:
 # ---------------------------------------------------------------- addresses
 
 
+def _why(place: str, error: Exception) -> str:
+    """A sentence that names a bad shard."""
+    return f"{place}: {error.strerror or error}: copy it again" if isinstance(error, OSError) else str(error)
+
+
 def is_address(place: str) -> bool:
     """Whether it is no file here: http://, https://, s3://, gs://, pipe: …"""
     return "://" in place or place.startswith("pipe:")
@@ -445,9 +457,14 @@ def fetched_to(cache: Path, what: str) -> Path:
     return cache / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.tar"
 
 
+def _is_http(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
 def _stream(address: str) -> BinaryIO:
-    if address.startswith(("http://", "https://")):
-        return urllib.request.urlopen(address, timeout=60)  # type: ignore[no-any-return]
+    if _is_http(address):
+        opener = urllib.request.build_opener()  # by the proxy of now: urlopen's is that of its first call
+        return opener.open(address, timeout=60)  # type: ignore[no-any-return]
     try:
         from webdataset import gopen
     except ImportError as error:
@@ -455,24 +472,35 @@ def _stream(address: str) -> BinaryIO:
     return gopen(address)  # type: ignore[no-any-return]
 
 
-def fetch(address: str, target: Path, size: int | None = None, sha256: str | None = None) -> None:
-    """Copy what has an address to a file: whole, or not at all. One process does, others wait.
+def fetch(
+    address: str, target: Path, size: int | None = None, sha256: str | None = None, since: float | None = None
+) -> None:
+    """Copy what has an address to a file: whole, or not at all. One process does, others wait; what did not come for
+    one of them after the time `since` (None: as this process began) is not tried by the others.
 
     Raises:
-        NotThereError: the server says so; of other kinds of addresses, they cannot be opened.
+        NotThereError: the server says so; of other kinds of addresses, they cannot be opened in three tries.
         FetchError: it does not come in three tries.
         ShardError: it is other than it should be.
         DiskFull: there is no room for it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    failed = target.with_name(f"{target.name}.failed")
     with locked(target.with_name(f"{target.name}.lock"), address), room_for(target, size):
+        if target.exists():
+            return
+        if failed.exists():
+            at, missing, why = json.loads(failed.read_text(encoding="utf-8"))
+            if at > (since or STARTED):
+                raise (NotThereError if missing else FetchError)(why)
+            failed.unlink()
         for left in reversed(range(TRIES)):
-            if target.exists():
-                return
             try:
-                _copy(address, target, size, sha256)
-            except FetchError as error:
-                if not left:
+                return _copy(address, target, size, sha256)
+            except (FetchError, NotThereError) as error:
+                missing = isinstance(error, NotThereError)
+                if not left or (missing and _is_http(address)):
+                    write_atomically(failed, json.dumps([time.time(), missing, str(error)]))
                     raise
                 log.warning("%s; trying again", error)
                 time.sleep(1)
@@ -488,15 +516,17 @@ def _copy(address: str, target: Path, size: int | None, sha256: str | None) -> N
                 file.write(data)
                 digest.update(data)
                 done += len(data)
-        if announced not in (None, done):
+        if announced is not None and done < announced:
             raise FetchError(f"{address}: cut off: {done} of {announced} bytes came")
+        if announced not in (None, done):
+            raise ShardError(f"{address}: {done} bytes, and the manifest says {announced}")
         if sha256 not in (None, digest.hexdigest()):
             raise ShardError(f"{address}: damaged: its checksum is not the manifest's")
         os.replace(partial, target)
     except (OSError, http.client.HTTPException) as error:
         if getattr(error, "errno", None) in FULL:
             raise
-        missing = getattr(error, "code", None) in (403, 404, 410) or not address.startswith(("http://", "https://"))
+        missing = getattr(error, "code", None) in (403, 404, 410) or not _is_http(address)
         raise (NotThereError if missing else FetchError)(f"{address}: it could not be fetched ({error})") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -650,7 +680,10 @@ def _fetched_manifest(address: str, cache: Path) -> Path:
             file = folder / name
             if not file.exists() or sha256_of(file) != sha256:
                 file.unlink(missing_ok=True)
-                fetch(joined_place(address, name), file, sha256=sha256)
+                try:
+                    fetch(joined_place(address, name), file, sha256=sha256)
+                except NotThereError as error:  # which the manifest itself may be
+                    raise ShardError(str(error)) from error
         os.replace(new, folder / MANIFEST)  # others may be reading it
     return folder
 
@@ -814,20 +847,20 @@ def _looked_through(tar: str, prefix: str, cache: Path, most: int | None) -> Pat
         ShardError: it is missing or damaged.
     """
     note = cache / f"{hashlib.sha256(json.dumps([tar, _stamp(tar), prefix]).encode()).hexdigest()[:16]}.json"
-    if note.exists():
-        return note
-    file = Path(tar)
-    if is_address(tar):
-        file = fetched_to(cache, tar)
-        fetch(tar, file)
-        make_room(cache, file, most)
-    try:
-        packed = read_tar(file, prefix, tar)
-    except ShardError:
-        if is_address(tar):  # what came was none, and may be another time
-            file.unlink(missing_ok=True)
-        raise
-    write_atomically(note, json.dumps([file.stat().st_size, *packed], ensure_ascii=False))
+    file = fetched_to(cache, tar) if is_address(tar) else Path(tar)
+    while not note.exists():
+        if is_address(tar):
+            fetch(tar, file)
+            make_room(cache, file, most)
+        try:
+            packed, size = read_tar(file, prefix, tar), file.stat().st_size
+        except (ShardError, FileNotFoundError):
+            if is_address(tar) and not file.exists():  # another process has made room, just now
+                continue
+            if is_address(tar):  # what came was none, and may be another time
+                file.unlink(missing_ok=True)
+            raise
+        write_atomically(note, json.dumps([size, *packed], ensure_ascii=False))
     return note
 
 

@@ -114,9 +114,8 @@ def write_shards(
     about = [list(captions.images), list(captions.captions), list(captions.tags), str(root.resolve()), images]
     about.append(images_digest(root, captions.images))  # pictures that were replaced since are other data
     key = hashlib.sha256(json.dumps([about, None if source is None else source.key]).encode()).hexdigest()
-    place = output.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_name(f".{place.name}.lock"), f"the shards in {output}"):
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / ".lock", f"the shards in {output}"):
         _make_way(output, key, overwrite)
         shards = range(0, len(captions), images)
         if not (output / MANIFEST).exists():

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import tarfile
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -91,7 +92,7 @@ def test_the_manifest_has_sizes_and_checksums(packed):
         file = packed / "train" / shard.name
         assert shard.bytes == file.stat().st_size and shard.sha256 == sha256_of(file)
     assert {path.name for path in (packed / "train").iterdir()} == {
-        *("000000.tar", "000001.tar", "000002.tar", "000003.tar", "manifest.json", "captions.tsv", "index.npy")
+        *("000000.tar", "000001.tar", "000002.tar", "000003.tar", "manifest.json", "captions.tsv", "index.npy", ".lock")
     }
 
 
@@ -553,10 +554,10 @@ def test_tars_of_one_name_and_images_of_one_name(shapes, tmp_path):
 def test_a_tar_that_was_exchanged_is_other_content(shapes, tmp_path):
     """Of the same size: what was computed of its pictures is not what is computed of these."""
     picture, digests = bytearray((shapes / "images/00.png").read_bytes()), []
-    for time in (1, 2):
-        picture[-20] ^= time
+    for second in (1, 2):
+        picture[-20] ^= second
         foreign(tmp_path, 0, [("x.png", bytes(picture)), ("x.txt", b"a")])
-        os.utime(tmp_path / "00000.tar", (time, time))
+        os.utime(tmp_path / "00000.tar", (second, second))
         digests.append(found_shards(str(tmp_path), "00000.tar", tmp_path / "cache")[1].digest())
     assert digests[0] != digests[1]
 
@@ -682,7 +683,7 @@ def test_what_fails_for_a_moment_is_fetched_again(served, tmp_path, caplog, mani
         found_shards(address, "train/000000.tar", tmp_path / "cache")
 
 
-def test_tars_of_others_that_are_not_there_now(served, packed, tmp_path, caplog):
+def test_tars_of_others_that_are_not_there_now(served, packed, tmp_path, caplog, monkeypatch):
     """One stays away, one is no tar: named in every call, and found as soon as they are there."""
     address, folder, _ = served
     (folder / "val/manifest.json").unlink()
@@ -692,9 +693,60 @@ def test_tars_of_others_that_are_not_there_now(served, packed, tmp_path, caplog)
     with pytest.raises(ShardError, match="no pictures with captions in the 2 shards"):
         found_shards(*arguments, on_bad_shard="skip")
     assert "val/000000.tar: it could not be fetched" in caplog.text and "val/000001.tar: damaged" in caplog.text
+    monkeypatch.setattr("src.data.shards.STARTED", time.time())
     assert len(found_shards(*arguments, on_bad_shard="skip")[0]) == 4
     shutil.copy(packed / "train/000003.tar", folder / "val/000001.tar")
     assert len(found_shards(*arguments)[0]) == 5
+
+
+@pytest.mark.parametrize("manifest", [True, False])
+def test_what_did_not_come_for_one_process_is_not_tried_by_the_others_that_began_with_it(
+    served, tmp_path, monkeypatch, manifest
+):
+    """They leave out the same; what is called later tries anew."""
+    address, folder, _ = served
+    if not manifest:
+        (folder / "train/manifest.json").unlink()
+    Handler.failing["/train/000001.tar"] = 3
+    arguments = (address, "train/{000000..000003}.tar", tmp_path / "cache")
+    tables = [found_shards(*arguments, on_bad_shard="skip", verify="decode")[0] for _ in range(2)]
+    assert [len(table) for table in tables] == [11, 11] and not Handler.failing["/train/000001.tar"]
+    monkeypatch.setattr("src.data.shards.STARTED", time.time())
+    assert len(found_shards(*arguments, on_bad_shard="skip", verify="decode")[0]) == 16
+
+
+def test_a_pipe_that_fails_for_a_moment_is_opened_again(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("src.data.shards.time.sleep", lambda seconds: None)
+    mark, tar = tmp_path / "mark", packed / "val/000000.tar"
+    table, _ = found_shards("", [f"pipe:test -e {mark} && cat {tar} || (touch {mark}; exit 1)"], tmp_path / "cache")
+    assert len(table) == 4
+    with pytest.raises(ShardError, match="it could not be fetched"):
+        found_shards("", ["pipe:exit 1"], tmp_path / "cache")
+
+
+def test_a_tar_of_others_that_another_process_removes_is_fetched_again(served, tmp_path, monkeypatch):
+    address, folder, asked = served
+    (folder / "val/manifest.json").unlink()
+    removed = []
+    monkeypatch.setattr(
+        "src.data.shards.make_room", lambda c, file, m: removed.append(file) or removed[1:] or file.unlink()
+    )
+    assert len(found_shards(address, "val/000000.tar", tmp_path / "cache", most=1)[0]) == 4
+    assert Counter(asked)["/val/000000.tar"] == 2
+
+
+def test_features_of_an_address_and_files_that_cannot_be_read_are_looked_at(features, copy, tmp_path, monkeypatch):
+    _, shards = found_shards(str(features), "val", tmp_path / "a")
+    monkeypatch.setattr("src.data.shards.time.sleep", lambda seconds: None)
+    gone = Shards("http://127.0.0.1:9", shards.manifest, shards.index, tmp_path / "b")
+    assert "127.0.0.1:9/000000.tar: it could not be fetched" in gone.damaged([0])[0][0]
+
+    def broken(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    _, shards = found_shards(str(copy), "train", tmp_path / "c")
+    monkeypatch.setattr("src.data.shards.sha256_of", broken)
+    assert shards.damaged([2]) == ({2: f"{copy}/train/000002.tar: Input/output error: copy it again"}, {})
 
 
 def test_a_shard_that_does_not_come_is_not_asked_for_by_each_of_its_images(served, tmp_path):
