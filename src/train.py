@@ -263,7 +263,7 @@ def _train(
     if score is None:  # nothing selected an epoch: the last is kept, and its score tells runs apart
         monitor, mode = "val/CIDEr", "max"
         score = trainer.callback_metrics.get(monitor)
-    record["epochs"] = trainer.current_epoch
+    record["epochs"] = trainer.fit_loop.epoch_progress.current.ready  # that max_steps has cut short counts, too
     results: dict[str, Any] = {}
     if score is not None:
         record |= {"best": float(score), "monitor": monitor, "mode": mode}

@@ -256,6 +256,15 @@ def test_a_run_killed_after_an_epochs_last_step_and_then_in_the_next_is_the_run_
     assert_same(tmp_path / "run", whole_of(options))
 
 
+def test_a_run_killed_after_its_very_last_step_is_the_run_that_was_not(settings, whole_of, tmp_path):
+    """Nothing is left to train, and its last epoch is not a whole one."""
+    options = [*SHORT, "callbacks.last.steps=1", "+trainer.max_steps=10"]
+    arguments = [*settings, *options, f"run_dir={tmp_path / 'run'}", "ckpt=last"]
+    call(arguments, tmp_path / "log", -KILL, Stop(EPOCH_END, 3, KILL))
+    call(arguments, tmp_path / "log")
+    assert_same(tmp_path / "run", whole_of(options))
+
+
 @pytest.mark.parametrize("harm", ["cut", "zeros", "a byte", "other"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(harm, settings, whole_of, tmp_path):
     run = tmp_path / "run"
