@@ -48,7 +48,7 @@ def requeue() -> None:
         log.info("job %s is back in the queue", number)
 
 
-def _with_srun() -> bool:
+def with_srun() -> bool:
     """Whether `srun` has started the processes that train together: not a job's own script, where `src.train` starts
     them as anywhere else, nor what it or torchrun has started."""
     started = "TORCHELASTIC_RUN_ID" in os.environ
@@ -63,7 +63,7 @@ def plugins() -> list[Any]:
     step's end."""
     from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
-    if _with_srun():
+    if with_srun():
         return [SLURMEnvironment(auto_requeue=False)]
     if "SLURM_NTASKS" in os.environ:
         return [TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()]
@@ -74,7 +74,7 @@ def on_cluster(options: Mapping[str, Any]) -> dict[str, Any]:
     """Lightning's options for its Trainer, with as many nodes, and processes on each, as `srun` has started, where they
     are left open."""
     options, environment = dict(options), os.environ
-    if not _with_srun():
+    if not with_srun():
         return options
     tasks, nodes = int(environment["SLURM_NTASKS"]), int(environment.get("SLURM_NNODES") or 1)
     if options.get("num_nodes", 1) == 1:

@@ -85,7 +85,7 @@ def _job(main: Callable[[DictConfig], Any], config: DictConfig) -> float | None:
             trial.began(run, folder)
             wait_for_others(run)
         keep_to_share(config, hydra.job.num, hydra.launcher.get("n_jobs", 1))
-        keep_to_one_process(config, hydra.launcher._target_)
+        keep_to_one_process(config)
         if take_up(config, run):
             note |= {"state": "reused", "score": json.loads((run / STATUS).read_text()).get("best")}
             log.info("%s is finished already", run)
@@ -150,14 +150,14 @@ def keep_to_share(config: DictConfig, job: int, jobs: int) -> None:
         config.trainer.devices = [job % gpus]
 
 
-def keep_to_one_process(config: DictConfig, launcher: str) -> None:
+def keep_to_one_process(config: DictConfig) -> None:
     """A job that is a call of a function here is one process: the processes that Lightning starts for further devices
-    would each call the whole sweep. Launchers of clusters start each job's processes themselves.
+    would each call the whole sweep. SLURM starts a job's processes itself, where they are several.
 
     Raises:
         ValueError: the job asks for several devices.
     """
-    if "submitit" in launcher.lower():
+    if slurm.with_srun():
         return
     devices, several = config.trainer.devices, torch.cuda.device_count() > 1
     if devices == "auto":
@@ -168,7 +168,8 @@ def keep_to_one_process(config: DictConfig, launcher: str) -> None:
     if number > 1 or (number == -1 and several) or config.trainer.get("num_nodes", 1) > 1:
         raise ValueError(
             f"trainer.devices={devices} in a sweep: its jobs have one device each (hydra/launcher=parallel takes turns "
-            "on the GPUs); call trainings of several devices one by one"
+            "on GPUs; for hydra/launcher=slurm set hydra.launcher.tasks_per_node); call trainings of several one by"
+            " one"
         )
 
 

@@ -73,6 +73,8 @@ CASES = {
     "sharded_waking": Case(config=WAKING, sharded=True),
     "sharded_bf16": Case(precision="bf16-mixed", sharded=True, equal=False),
 }
+if not hasattr(torch.cpu.Stream, "record_event"):  # old torch shards no gradients on CPUs
+    CASES = {name: case for name, case in CASES.items() if not case.sharded}
 
 
 class KthBest:

@@ -43,6 +43,7 @@ def cluster(tmp_path_factory):
     port = next(start for start in range(16817, 65000, 10) if all(_is_free(start + i) for i in range(3)))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}
     environment = {name: value for name, value in environment.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    environment["VIRTUAL_ENV"] = sys.prefix  # scripts/train.sbatch takes no other
     scripts = ROOT / "tests" / "slurm"
     try:
         subprocess.run([scripts / "start.sh", folder, "2"], env={**environment, "PORT": str(port)}, check=True)

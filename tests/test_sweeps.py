@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -299,15 +300,21 @@ def test_a_jobs_processes_do_not_wait_for_their_first_one(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("devices", [2, "0,1", [0, 1]])
-def test_several_processes_a_job_are_refused(devices):
+def test_several_processes_a_job_are_refused(devices, monkeypatch):
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     job = config()
     job.trainer.devices = devices
     with pytest.raises(ValueError, match="in a sweep: its jobs have one device each"):
-        sweeps.keep_to_one_process(job, "hydra._internal.core_plugins.basic_launcher.BasicLauncher")
-    sweeps.keep_to_one_process(job, "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher")
+        sweeps.keep_to_one_process(job)
+    for tasks in ("1", "2"):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        with nullcontext() if tasks == "2" else pytest.raises(ValueError, match=r"hydra\.launcher\.tasks_per_node"):
+            sweeps.keep_to_one_process(job)  # which srun has started
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     for devices in ("auto", 1, [0], "1", -1):
         job.trainer.devices = devices
-        sweeps.keep_to_one_process(job, "BasicLauncher")
+        sweeps.keep_to_one_process(job)
 
 
 def test_the_table_is_best_first_in_either_direction():
