@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import optuna
@@ -447,14 +448,22 @@ def test_a_run_that_was_pruned_goes_on_as_the_same_run(options, settings, whole_
 # ---------------------------------------------------------------- full disks
 
 
+@contextmanager
+def mounted(disk: Path, size: str) -> Iterator[Path]:
+    """A disk of this size; the test is skipped where none can be mounted."""
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(settings, whole, tmp_path):
     """A real one, of four megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", "4m") as disk:
         run, filler = disk / "run", disk / "filler"
         arguments = [*settings, f"run_dir={run}", "ckpt=last"]
         call(arguments, tmp_path / "log", -KILL, Stop(TRAINING, 7, KILL))
@@ -486,22 +495,13 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(settings, who
         filler.unlink()
         call(arguments, tmp_path / "log")
         assert_same(run, whole)
-    finally:
-        subprocess.run(["umount", disk], check=True)
 
 
 def test_of_several_disks_the_full_one_is_named(settings, tmp_path):
     """A real one, for the cache."""
-    disk = tmp_path / "cache"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", disk], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "cache", "8k") as disk:
         arguments = [*settings, f"data.cache_dir={disk}", f"run_dir={tmp_path / 'run'}"]
         error = call(arguments, tmp_path / "log", 1).splitlines()[-1]
-    finally:
-        subprocess.run(["umount", disk], check=True)
     assert re.fullmatch(
         rf"error: {disk}\S*: No space left on device \(0\.0 GB are free\): set data.cache_dir to .*", error
     ), error

@@ -181,7 +181,7 @@ class Shards:
         try:
             data = content.read(begin, size)
         except OSError as error:
-            raise ShardError(f"{self.path(shard)}: {error.strerror or error}: copy it again") from error
+            raise ShardError(_why(self.path(shard), error)) from error
         if len(data) < size:
             raise ShardError(f"{self.path(shard)}: damaged, it ends before its image {number}: copy it again")
         return data

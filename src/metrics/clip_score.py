@@ -163,7 +163,9 @@ def _loaded(image: str, source: Path | bytes | None) -> Any:
     try:
         return load_image(source)
     except ImageError as error:
-        raise ImageError(f"{image}: {error}") if isinstance(source, bytes) else error from error
+        if isinstance(source, Path):  # which it names
+            raise
+        raise ImageError(f"{image}: {error}") from error
 
 
 def _unit_vectors(
