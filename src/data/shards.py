@@ -119,7 +119,8 @@ class Manifest:
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ShardError(
-                f"{file}: no manifest of shards ({error!r}): pack them again with `python -m src.prepare shards`"
+                f"{file}: no manifest of shards ({error!r}): pack them again with "
+                "`python -m src.prepare shards … --overwrite`"
             ) from None
 
 
@@ -589,7 +590,7 @@ def found_shards(
     if not len(index) == manifest.first[-1] == len(table):
         raise ShardError(
             f"{folder}: {CAPTIONS} has {len(table)} images, {INDEX} {len(index)} and {MANIFEST} {manifest.first[-1]}: "
-            "they are of different data; pack it again with `python -m src.prepare shards`"
+            "they are of different data; pack it again with `python -m src.prepare shards … --overwrite`"
         )
     shards = Shards(place, manifest, index, cache, most)
     wanted = np.ones(len(manifest.shards), bool)
