@@ -1,8 +1,8 @@
 """All that the project says of its speed, measured: `python -m benchmarks`, or `make bench`.
 
 The attention decoder beside a textbook's and Hugging Face `generate`, its parts, the share of rewards in a
-self-critical step, the feature cache, and a whole evaluation. Prints one table, and writes JSON with the machine's
-description. Wants a quiet machine, and a quarter of an hour.
+self-critical step, the feature cache, a step of fine-tuning, and a whole evaluation. Prints one table, and writes JSON
+with the machine's description. Wants a quiet machine, and a quarter of an hour.
 `benchmarks/sweep.py` stays apart.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import decoder, evaluation, features, parts, rewards
+from benchmarks import decoder, evaluation, features, fine_tuning, parts, rewards
 from benchmarks.measuring import Row, machine, table, use_cores, warn_unless_quiet
 from src.files import write_atomically
 
-PARTS = ("decoder", "parts", "rewards", "features", "evaluation")
+PARTS = ("decoder", "parts", "rewards", "features", "fine_tuning", "evaluation")
 
 
 def feature_cache(repeats: int, cores: int) -> tuple[list[dict[str, Any]], list[Row]]:
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep("rewards", measured, rewards.rows(measured))
     if "features" in options.only:
         keep("features", *feature_cache(options.repeats, options.cores))
+    if "fine_tuning" in options.only:
+        measured = fine_tuning.measure(options.repeats)
+        keep("fine_tuning", measured, fine_tuning.rows(measured))
     if "evaluation" in options.only:
         measured = evaluation.measure(repeats=min(options.repeats, 3))
         keep("evaluation", measured, evaluation.rows(measured))

@@ -19,6 +19,7 @@ from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
 from src.files import room_for
 from src.model import CaptioningModel, build, locate
+from src.weights import Storage, restored, stored
 
 PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
 """The parts of a run's config that a caption depends on."""
@@ -55,9 +56,22 @@ def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> d
     return {**{part: config.get(part) for part in PARTS}, "provenance": dict(provenance)}
 
 
-def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | None = None) -> None:
+def save_bundle(
+    directory: Path,
+    bundle: Bundle,
+    scores: Mapping[str, Any] | None = None,
+    storage: Storage = "float32",
+    card: str = "",
+) -> None:
     """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json where there
     is one, and a model card. It appears whole or not at all.
+
+    Args:
+        directory: it; what is there is replaced.
+        bundle: what is saved.
+        scores: for the model card.
+        storage: of the weights; `load_bundle` gives float32 whatever it was.
+        card: what else the model card is to say.
 
     Raises:
         DiskFull: there is no room for it.
@@ -67,7 +81,7 @@ def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | Non
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with room_for(directory):
-            _write(partial, bundle, scores or {})
+            _write(partial, bundle, scores or {}, storage, card)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -78,16 +92,16 @@ def save_bundle(directory: Path, bundle: Bundle, scores: Mapping[str, Any] | Non
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(directory: Path, bundle: Bundle, scores: Mapping[str, Any]) -> None:
+def _write(directory: Path, bundle: Bundle, scores: Mapping[str, Any], storage: Storage, card: str) -> None:
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(
         yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
     )
     bundle.vocabulary.save(directory / "vocabulary.json")
-    save_file(_untied(bundle.model.state_dict()), directory / "model.safetensors")
+    save_file(stored(_untied(bundle.model.state_dict()), storage), directory / "model.safetensors")
     if bundle.calibration is not None:
         bundle.calibration.save(directory / CALIBRATION)
-    (directory / "README.md").write_text(_card(bundle, scores), encoding="utf-8")
+    (directory / "README.md").write_text(_card(bundle, scores, card), encoding="utf-8")
 
 
 def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -128,8 +142,8 @@ def read_saved(path: Path) -> Saved:
                 )
         try:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            state = load_file(path / "model.safetensors")
-        except (yaml.YAMLError, SafetensorError) as error:
+            state = restored(load_file(path / "model.safetensors"))
+        except (yaml.YAMLError, SafetensorError, ValueError) as error:
             raise BundleError(f"{path}: damaged ({error}); copy or train it again") from error
         vocabulary = Vocabulary.load(path / "vocabulary.json")
         if (path / CALIBRATION).exists():
@@ -195,7 +209,7 @@ def without_vectors(embedding: dict[str, Any]) -> dict[str, Any]:
     return {**embedding, "weights": "random"} if reads else embedding
 
 
-def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
+def _card(bundle: Bundle, scores: Mapping[str, Any], more: str) -> str:
     provenance = bundle.config["provenance"]
     regions = " --regions REGIONS" if "max_regions" in bundle.config["encoder"] else ""
     lines = [
@@ -212,4 +226,4 @@ def _card(bundle: Bundle, scores: Mapping[str, Any]) -> str:
     if scores:
         lines += ["", "| score | value |", "| --- | --- |"]
         lines += [f"| {key} | {json.dumps(value)} |" for key, value in scores.items() if value is not None]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *(["", more.rstrip()] if more else []), ""])

@@ -84,6 +84,8 @@ class Captioner:
         """Where pictures' regions are, for a captioner of regions computed beforehand."""
         self.calibration: Calibration | None = None
         """Of confidence."""
+        self.default: str | Sequence[str] | None = None
+        """Tags to ask for where none are asked for."""
         self.members: list[Captioner] = [self]
         """Of an ensemble; else itself."""
 
@@ -120,6 +122,8 @@ class Captioner:
             precision_name,
         )
         captioner.config, captioner.calibration = bundle.config, bundle.calibration
+        captioner.default = (bundle.config["control"] or {}).get("default")
+        captioner.ask()
         if regions is not None:
             captioner.regions = region_files(bundle.config["encoder"], Path(), regions)
         return captioner
@@ -130,12 +134,14 @@ class Captioner:
         tags: str | Sequence[str] | None = None,
         language: str | None = None,
     ) -> None:
-        """From now on ask for captions of a length, with tags, in a language: see `src.data.control.asked`; of nothing
-        given, for any.
+        """From now on ask for captions of a length, with tags, in a language: see `src.data.control.asked`. Without
+        tags and language those of the captioner's default, where it has one, else any.
 
         Raises:
             ControlError: the captioner does not know it; says what it knows.
         """
+        if not tags and language is None:
+            tags = self.default
         self.control = asked(self.vocabulary, length, tags, language)
         self.go_on_for(0 if length is None else asked_length(self.vocabulary, length))
 

@@ -359,11 +359,13 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     objective, _ = (_construct(part, config[part]) for part in ("objective", "generation"))
     if config.get("control"):
         _construct("control", config["control"])
-        if objective.draws:
-            raise ConfigError(
-                "objective: it learns from captions that are drawn without control tokens, and would not learn to "
-                "follow them: add control=null, or choose objective=cross_entropy or variational"
-            )
+        for field in ("length", "tags"):
+            if config["control"].get(field) and field not in objective.follows:
+                raise ConfigError(
+                    f"objective: it learns from captions that are drawn without control tokens of control.{field}, and "
+                    "would not learn to follow them: add control=null, or choose objective=cross_entropy or variational"
+                    + (" (self_critical follows tags)" if field == "tags" else "")
+                )
     _check_model(config, objective, here)
     resumed = config["ckpt"] and (config["ckpt"] != "last" or last_checkpoint(run_folder(config)).exists())
     if objective.needs_start and not config["init"] and not resumed:

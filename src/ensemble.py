@@ -86,6 +86,7 @@ class EnsembleCaptioner(Captioner):
         self.dtype = first.dtype
         self.members = list(members)
         self.config = {"generation": first.config.get("generation")}
+        self.default, self.control = first.default, first.control
         frames = {(each.preprocess.fit, each.preprocess.seen(1, 1)) for each in members}
         self.same_view = len(frames) == 1
         """Whether all members see the same part of a picture."""

@@ -175,6 +175,7 @@ def _train(
         raise ValueError(NO_VALIDATION)
     vocabulary = data.vocabulary
     control = asked(vocabulary, tags=data.control.validate) if data.control else []
+    asked(vocabulary, tags=data.control.default if data.control else None)  # one that is not there is refused now
     if control:
         data.restrict("val", control)
     log.info("%s", vocabulary.summary())

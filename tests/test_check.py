@@ -316,7 +316,7 @@ def test_the_whole_error_is_shown_on_request(monkeypatch):
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_every_choice_passes(choice, shapes):
+def test_every_choice_passes(choice, shapes, tmp_path):
     data = [word.replace("DATA", str(shapes)) for word in WHERE]
     overrides = (
         [*data, "decoder=lstm"] if choice.parent.name != "data" else ["data.root=x", "data.train=x", "data.val=y"]
@@ -327,6 +327,9 @@ def test_every_choice_passes(choice, shapes):
         return check(composed([f"{choice.parent}={choice.name}"], "evaluate"), "evaluate")
     if choice.name in ("self_critical", "adversarial"):
         overrides.append("objective.from_random=true")
+    if choice.name == "distillation":
+        (tmp_path / "vocabulary.json").touch()
+        overrides.append(f"objective.teachers=[{tmp_path}]")
     if choice.name == "fsdp":  # of one device
         overrides += ["trainer.accelerator=cpu", "trainer.devices=2"]
     check(composed([f"{choice.parent}={choice.name}", *overrides]), here=choice.parent.name != "data")

@@ -202,6 +202,10 @@ def test_a_run_without_hydra_has_a_name():
         ["embedding=frequency", "embedding.size=24", "embedding.weighting=inverse", "decoder=lstm"],
         ["control=length", "control.dropout=0.5"],
         ["control=tags", "control.validate=zh", "data.train=tagged.tsv", "data.val=tagged.tsv", "tokenizer=mixed"],
+        [
+            *("objective=self_critical", "objective.from_random=true", "control=tags", "control.default=en"),
+            *("data.train=tagged.tsv", "data.val=tagged.tsv", "tokenizer=mixed", "decoder=transformer"),
+        ],
         ["control=length_tags", "data.train=tagged.tsv", "decoder=transformer", "transform=augmented"],
         ["control=length", "latent=gaussian", "generation=sample"],
         ["tokenizer=rjieba"],

@@ -12,6 +12,7 @@ from src.captioner import Captioner
 from src.data.control import ControlError
 from src.data.vocabulary import Vocabulary
 from src.decoders.ensemble import EnsembleDecoder
+from src.ensemble import EnsembleCaptioner
 from src.generation import GreedySearch
 from src.model import build
 from src.train import train
@@ -66,6 +67,24 @@ def test_it_writes_as_many_words_as_it_is_asked_for(captioner, shapes):
     captioner.ask()
     assert captioner.generation.max_length == 4, "the search's own limit holds again"
     assert all(c.words and "<" not in c.text for c in captioner(pictures)), "and nothing"
+
+
+def test_nothing_asked_for_is_the_captioners_default(run, tmp_path, shapes):
+    pictures = [shapes / "images" / f"{number:02d}.png" for number in range(4)]
+    bundle = load_bundle(run)
+    control = {**bundle.config["control"], "default": "zh"}
+    save_bundle(tmp_path / "zh", bundle._replace(config={**bundle.config, "control": control}))
+    one = Captioner.load(tmp_path / "zh", device_name="cpu", precision_name="32-true")
+    two = EnsembleCaptioner.load_all([tmp_path / "zh", run], device_name="cpu", precision_name="32-true")
+    for captioner in (one, two):
+        said = [c.text for c in captioner(pictures)]
+        assert captioner.control == ["<zh>"] and all(set(text) <= set("".join(CHINESE.values())) for text in said)
+        captioner.ask(length=2)
+        assert captioner.control == ["<zh>", "<length=2>"]
+        captioner.ask(language="en")
+        assert captioner.control == ["<en>"] and [c.words[0] for c in captioner(pictures)] == list(COLOURS)
+        captioner.ask()
+        assert [c.text for c in captioner(pictures)] == said
 
 
 def test_validation_was_of_one_language_and_scored_as_such(run):
@@ -229,14 +248,28 @@ def test_no_search_says_a_control_token(vocabulary, shapes):
             assert not torch.isin(found.tokens, torch.tensor([12, 13])).any()
 
 
-@pytest.mark.parametrize("objective", ["self_critical", "adversarial"])
-def test_objectives_that_draw_captions_are_refused(objective, shapes, tmp_path):
-    with pytest.raises(ValueError, match="drawn without control tokens.*add control=null"):
+@pytest.mark.parametrize(
+    ("objective", "control", "field"),
+    [
+        ("self_critical", "length", "length"),
+        ("self_critical", "length_tags", "length"),
+        ("adversarial", "tags", "tags"),
+        ("adversarial", "length", "length"),
+    ],
+)
+def test_objectives_that_draw_captions_are_refused(objective, control, field, shapes, tmp_path):
+    with pytest.raises(ValueError, match=f"drawn without control tokens of control.{field}.*add control=null"):
         train(
             composed(
-                [f"objective={objective}", "objective.from_random=true", "control=length", *tiny(shapes, tmp_path)]
+                [f"objective={objective}", "objective.from_random=true", f"control={control}", *tiny(shapes, tmp_path)]
             )
         )
+
+
+def test_a_default_that_training_lacks_is_refused(shapes, tmp_path):
+    tagged = ["data.train=tagged.tsv", "data.val=tagged.tsv", "control=tags", "tokenizer=mixed", "encoder=cnn"]
+    with pytest.raises(ValueError, match="fr: this captioner knows the tags en, zh"):
+        train(composed([*tiny(shapes, tmp_path), *tagged, "control.default=fr"]))
 
 
 def test_validation_tags_that_training_lacks_are_refused(shapes, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from src.bundle import Bundle, bundle_config, save_bundle
 from src.check import check
 from src.config import CONF
 from src.data.module import CaptionData
@@ -109,8 +110,12 @@ def take_a_step(row: Row, data_overrides: list[str], batches: dict[str, CaptionD
 
 
 @pytest.mark.slow
-def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path):
+def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path, monkeypatch):
     data_overrides = [*tiny(shapes, tmp_path), "data.cache=false", "data.batch_size=3", "trainer.accelerator=cpu"]
+    config = composed([*data_overrides, *overrides_of(FIRST)])
+    vocabulary = build_data(config).vocabulary
+    save_bundle(tmp_path / "teacher", Bundle(build(config, vocabulary).eval(), vocabulary, bundle_config(config, {})))
+    monkeypatch.setitem(SMALL, "distillation", [f"objective.teachers=[{tmp_path}/teacher]"])
     draw, batches = random.Random(0), {}
     groups = [[(group, choice) for choice in CHOICES[group]] for group in GROUPS]
     wanted: set[Pair] = set(itertools.chain(*(itertools.product(a, b) for a, b in itertools.combinations(groups, 2))))
@@ -134,6 +139,9 @@ def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path)
             assert second in attending
             assert sentence.startswith("encoder gives one vector and decoder attends over regions: choose decoder=lstm")
         else:
-            assert choice == "hard" and second in ("self_critical", "variational", "adversarial"), (choice, second)
+            assert choice == "hard" and second in ("self_critical", "variational", "adversarial", "distillation"), (
+                choice,
+                second,
+            )
             assert "choose another attention than hard" in sentence
     assert total > 500

@@ -95,6 +95,9 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
     extra = ["encoder.backbone.weights=random"] if fetched & set(mine) else []
     if "control=tags" in mine:
         extra += ["data.train=tagged.tsv", "data.val=tagged.tsv"]
+    if any(a.startswith("objective.teachers=") for a in mine):
+        train(composed([*tiny(shapes, tmp_path), f"run_dir={tmp_path / 'teacher'}"]))
+        extra.append(f"objective.teachers=[{tmp_path / 'teacher.fast_dev_run'}]")
     train(composed([*mine, *tiny(shapes, tmp_path), *extra]))
     assert (tmp_path / "run.fast_dev_run" / "bundle" / "config.yaml").exists()
     composed(arguments if "-m" not in arguments else swept)  # and as it stands

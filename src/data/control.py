@@ -58,6 +58,7 @@ class Control:
         tags: those of the TSV's third column.
         dropout: that share, in [0, 1).
         validate: tags; validation (and the scores at the end) are of the rows that carry them all, and ask for them.
+        default: tags that the captioner is asked for where a user asks for none.
 
     Raises:
         ValueError: nothing to control, or a value out of its range.
@@ -69,13 +70,15 @@ class Control:
         tags: bool = False,
         dropout: float = 0.1,
         validate: str | Sequence[str] | None = None,
+        default: str | Sequence[str] | None = None,
     ) -> None:
         share("control", dropout=dropout)
         if not length and not tags:
             raise ValueError("control.length=false and control.tags=false: nothing is given; set one, or control=null")
-        if tag_tokens(validate or "") and not tags:
-            raise ValueError(f"control.validate={validate}: control.tags=false reads none; choose control=length_tags")
-        self.length, self.tags, self.dropout, self.validate = length, tags, dropout, validate
+        for name, given in (("validate", validate), ("default", default)):
+            if tag_tokens(given or "") and not tags:
+                raise ValueError(f"control.{name}={given}: control.tags=false reads none; choose control=length_tags")
+        self.length, self.tags, self.dropout, self.validate, self.default = length, tags, dropout, validate, default
 
     def tokens(self, tags: str, words: int) -> list[str]:
         """A caption's control tokens, from its tags and its number of words."""

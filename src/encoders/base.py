@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.dropout import Dropout
+from src.encoders.depthwise import hasten_depthwise
 from src.ranges import at_least, share
 
 
@@ -164,6 +165,7 @@ class Encoder(nn.Module):
         self.dropout = Dropout(dropout)
         for module in self.frozen_modules:
             module.requires_grad_(False)
+        hasten_depthwise(backbone)
         self.train(self.training)
 
     @property

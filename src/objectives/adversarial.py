@@ -89,7 +89,7 @@ class Adversarial(Objective):
         from_random: allow a start from random weights, which no discriminator takes for a person.
     """
 
-    draws = True
+    follows = ()
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """What every objective is: model and batch → a sum of losses and over how many tokens it goes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,8 +29,9 @@ class Objective(nn.Module):
 
     needs_start: bool = False
     """Whether it goes on from a captioner that speaks already, and makes little of random weights."""
-    draws: bool = False
-    """Whether it learns from captions that the model draws, which are asked for nothing: no control tokens then."""
+    follows: Sequence[str] = ("length", "tags")
+    """Of what captions can be asked for (the fields of `control`), what it can teach; captions that are drawn from the
+    model itself may be asked for less."""
     scheduled: bool = False
     """Whether it reads `progress`."""
     progress: float = 0.0

@@ -1,5 +1,6 @@
 """Cross-entropy of the next word, teacher-forced."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         row_weights: Tensor | None,
+        taught: Sequence[tuple[Tensor, Tensor, Tensor]] | None,
+        share: float,
         learning: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         vocabulary = weight.size(0)
@@ -52,12 +55,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             each = (1 - smoothing) * nats
             if smoothing:
                 each = each - smoothing / vocabulary * log_probs.sum(1)
+            expected = None
+            if taught:
+                expected = _mean_probabilities(taught, slice(start, start + rows))
+                each = (1 - share) * each - share * (expected * log_probs).sum(1)
             total += each.sum() if chosen is None else each @ chosen
             if wanted:
                 slope = log_probs.exp_()
+                own = 1 - share  # the captions' share of the target
                 if smoothing:
-                    slope -= smoothing / vocabulary
-                slope.scatter_add_(1, target, slope.new_full((), smoothing - 1).expand_as(target))
+                    slope -= own * smoothing / vocabulary
+                slope.scatter_add_(1, target, slope.new_full((), own * (smoothing - 1)).expand_as(target))
+                if expected is not None:
+                    slope.sub_(expected, alpha=share)
                 if chosen is not None:
                     slope *= chosen.unsqueeze(1)
                 grad_bias += slope.sum(0)
@@ -71,7 +81,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
-        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, None, None, None
+        return grad_hidden * grad, grad_weight * grad, grad_bias * grad, None, None, None, None, None, None
+
+
+def _mean_probabilities(taught: Sequence[tuple[Tensor, Tensor, Tensor]], rows: slice) -> Tensor:
+    """(N', V) of some rows: the mean over those who say something, each by its hidden (N, E), weight and bias."""
+    logits = (torch.addmm(b.to(h.dtype), h[rows], w.to(h.dtype).t()) for h, w, b in taught)
+    return torch.stack([each.softmax(1, dtype=torch.float32) for each in logits]).mean(0)
 
 
 def linear_cross_entropy(
@@ -80,16 +96,28 @@ def linear_cross_entropy(
     targets: Tensor,
     smoothing: float = 0.0,
     weights: Tensor | None = None,
+    taught: Sequence[tuple[Tensor, Tensor, Tensor]] | None = None,
+    share: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden (N, E), a layer to V words and targets (N,) → the sum of the smoothed cross-entropy, each row times its
     weight (N,), with its gradient; the plain one of each row (N,) in nats; and how many targets are the likeliest
-    word."""
+    word. A share of the target is the mean of what others say, `taught`: each one's hidden (N, E'), weight (V, E') and
+    bias (V,)."""
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
+        taught = [(other.to(hidden.dtype), w, b) for other, w, b in taught or ()]
     with torch.autocast(kind, enabled=False):
         return _LinearCrossEntropy.apply(
-            hidden, classifier.weight, classifier.bias, targets, smoothing, weights, torch.is_grad_enabled()
+            hidden,
+            classifier.weight,
+            classifier.bias,
+            targets,
+            smoothing,
+            weights,
+            taught,
+            share if taught else 0.0,
+            torch.is_grad_enabled(),
         )
 
 

@@ -1,5 +1,6 @@
 """Self-critical sequence training: captions of the model's own are rewarded by the scores they get."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from src.attention import HardAttention
 from src.data.vocabulary import BOS, EOS, PAD, Vocabulary
-from src.decoders.base import Decoder, map_tensors
+from src.decoders.base import Decoder, first_tensor, map_tensors, select_images
 from src.decoders.latent import GaussianLatent
 from src.generation import GreedySearch, SampleSearch
 from src.generation.base import Hypotheses
@@ -20,7 +21,7 @@ from src.objectives.cross_entropy import CrossEntropy, linear_cross_entropy
 from src.ranges import at_least
 
 if TYPE_CHECKING:
-    from src.data.module import Batch, CaptionData
+    from src.data.module import Batch, CaptionData, CaptionedImages
     from src.model import CaptioningModel
 
 END = "<eos>"
@@ -59,7 +60,9 @@ def learns_what_it_draws(decoder: Decoder, objective: str) -> None:
         )
 
 
-def policy_gradient(decoder: Decoder, memory: Any, tokens: Tensor, advantages: Tensor) -> tuple[Tensor, Tensor]:
+def policy_gradient(
+    decoder: Decoder, memory: Any, tokens: Tensor, advantages: Tensor, prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """REINFORCE (Williams, 1992, https://doi.org/10.1007/BF00992696) on captions that the decoder has drawn: minus the
     sum over their words of advantage · log-probability, whose gradient is the estimate, and the number of words.
 
@@ -67,8 +70,8 @@ def policy_gradient(decoder: Decoder, memory: Any, tokens: Tensor, advantages: T
         decoder, memory: as the captions were drawn from.
         tokens: (B, K, T) ids without BOS; EOS where they end, then padding.
         advantages: (B, K) how much better each is than was to be expected.
+        prefix: (B, P) the control tokens that they were drawn behind.
     """
-    given = torch.cat([torch.full_like(tokens[..., :1], BOS), tokens[..., :-1]], -1)
     real = tokens != PAD
     lengths = real.sum(-1)
     order = lengths.argsort(dim=1, descending=True)  # decoders leave out what has ended: the longest first
@@ -76,13 +79,37 @@ def policy_gradient(decoder: Decoder, memory: Any, tokens: Tensor, advantages: T
     def longest_first(x: Tensor) -> Tensor:
         return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand(x.shape))
 
-    given, real, tokens, lengths = (longest_first(x) for x in (given, real, tokens, lengths))
+    real, tokens, lengths = (longest_first(x) for x in (real, tokens, lengths))
+    first = torch.full_like(tokens[..., :1], BOS)
+    if prefix is not None:
+        first = torch.cat([first, prefix.unsqueeze(1).expand(-1, tokens.size(1), -1)], -1)
+    given = torch.cat([first, tokens[..., :-1].masked_fill(~real[..., 1:], PAD)], -1)
+    before = first.size(-1) - 1
+    hidden = decoder(decoder.embed(given), memory, lengths=lengths + before).hidden[..., before:, :]
     weights = longest_first(advantages).unsqueeze(-1).expand(tokens.shape)
-    hidden = decoder(decoder.embed(given.masked_fill(~real, PAD)), memory, lengths=lengths).hidden
     total, _, _ = linear_cross_entropy(
         decoder.dropout(hidden[real]), decoder.classifier, tokens[real], weights=weights[real].float()
     )
     return total, real.sum()
+
+
+Request = tuple[int, ...]
+"""The control tokens that a caption is asked for by, as ids; none where there is nothing to ask for."""
+
+
+def requests(split: "CaptionedImages") -> list[dict[Request, list[int]]]:
+    """Of each image of a split, what its captions are asked for by, and which of them are so."""
+    known: dict[str, Request] = {}
+    found = []
+    for first, last in itertools.pairwise(split.first_caption.tolist()):
+        own: dict[Request, list[int]] = {}
+        for place, label in enumerate(split.labels[row] for row in range(first, last)):
+            if label not in known:
+                names = split.control.tokens(label, 0) if split.control else []
+                known[label] = tuple(split.control_index[name] for name in names if name in split.control_index)
+            own.setdefault(known[label], []).append(place)
+        found.append(own)
+    return found
 
 
 class SelfCritical(Objective):
@@ -90,6 +117,9 @@ class SelfCritical(Objective):
     the model; those that score better than a baseline become likelier, the others less likely. The score is a weighted
     mix of CIDEr-D, by the document frequencies of the training captions, and BLEU-4 of the single caption; the end
     token is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
+
+    Where captions have tags (`control=tags`), each image is asked for by one of its captions' control tokens, drawn at
+    random (a language, say); its references, and what document frequencies are of, are then the captions of the same.
 
     In eval mode it is the cross-entropy of the references, without label smoothing.
 
@@ -103,7 +133,7 @@ class SelfCritical(Objective):
         from_random: allow a start from random weights, which learns next to nothing.
     """
 
-    draws = True
+    follows = ("tags",)
 
     def __init__(
         self,
@@ -135,24 +165,36 @@ class SelfCritical(Objective):
 
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         self.vocabulary, self.tokenizer = data.vocabulary, data.tokenizer
-        groups = [self._words(texts) for texts in data.images("train").captions]
-        self.scorer = CiderD({}, DocumentFrequencies.cached(groups, data.cache_dir / "document_frequencies"))
+        split = data.images("train")
+        self.requests = requests(split) if data.control is not None else None
+        groups: dict[Request, list[list[str]]] = {}
+        if self.requests is None:
+            groups[()] = [self._words(texts) for texts in split.captions]
+        else:
+            for own, texts in zip(self.requests, split.captions, strict=True):
+                for request, places in own.items():
+                    groups.setdefault(request, []).append(self._words([texts[place] for place in places]))
+        folder = data.cache_dir / "document_frequencies"
+        self.scorers = {request: CiderD({}, DocumentFrequencies.cached(own, folder)) for request, own in groups.items()}
 
     def _words(self, captions: Sequence[str]) -> list[str]:
         return [" ".join([*self.tokenizer.tokens(caption), END]) for caption in captions]
 
-    def reward(self, tokens: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
-        """The score of captions (B, K, T), as ids with EOS where they end, against their images' references: (B, K)."""
+    def reward(
+        self, tokens: Tensor, references: Sequence[Sequence[str]], asked: Sequence[Request] | None = None
+    ) -> Tensor:
+        """The score (B, K) of captions (B, K, T), as ids with EOS where they end, against their images' references.
+        Those that were asked for by control tokens have the document frequencies of such captions."""
         assert self.vocabulary is not None, "begin(model, data) first"
         words = [*self.vocabulary.words]
         words[EOS] = END
         scores = []
-        for rows, group in zip(tokens.tolist(), references, strict=True):
+        for rows, group, request in zip(tokens.tolist(), references, asked or [()] * len(tokens), strict=True):
             captions = [" ".join(words[i] for i in row if i != PAD) for row in rows]
             wanted = self._words(group)
             total = [0.0] * len(captions)
             if self.weights[0]:
-                total = [self.weights[0] * score for score in self.scorer.score_samples(wanted, captions)]
+                total = [self.weights[0] * score for score in self.scorers[request].score_samples(wanted, captions)]
             if self.weights[1]:
                 numbered = {str(k): [caption] for k, caption in enumerate(captions)}
                 found = bleu(dict.fromkeys(numbered, wanted), numbered)[1][-1]
@@ -163,23 +205,60 @@ class SelfCritical(Objective):
     def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
         if not self.training:
             return self.likelihood(model, batch)
-        decoder = model.decoder
         memory = model.memory(batch.images)
+        asked, references = self._asked(batch)
+        parts: list[Loss] = []
+        for size in sorted(set(map(len, asked))):  # of the control tokens
+            rows = [place for place, request in enumerate(asked) if len(request) == size]
+            where = torch.tensor(rows, device=batch.index.device)
+            its = memory if len(rows) == len(asked) else select_images(memory, where)
+            parts.append(self._learned(model.decoder, its, [asked[b] for b in rows], [references[b] for b in rows]))
+        logs = {name: torch.stack([part.logs[name] for part in parts]).sum() for name in parts[0].logs}
+        total, count = (torch.stack(each).sum() for each in zip(*(part[:2] for part in parts), strict=True))
+        return Loss(total, count, logs)
+
+    def _asked(self, batch: "Batch") -> tuple[list[Request], list[list[str]]]:
+        """What each image of a batch is asked for by, and its references then."""
+        if self.requests is None:
+            return [()] * len(batch.index), batch.references
+        asked, references = [], []
+        chances = torch.rand(len(batch.index)).tolist()
+        for image, texts, chance in zip(batch.index.tolist(), batch.references, chances, strict=True):
+            own = list(self.requests[image].items())
+            request, places = own[int(chance * len(own))]
+            asked.append(request)
+            references.append([texts[place] for place in places])
+        return asked, references
+
+    def _learned(
+        self, decoder: Decoder, memory: Any, asked: Sequence[Request], references: Sequence[Sequence[str]]
+    ) -> Loss:
+        """What is learned from images that are asked for by equally many control tokens."""
         self.sampling.seed = int(torch.randint(2**31, ()))
+        device = first_tensor(memory).device
+        prefix = torch.tensor(asked, device=device) if asked[0] else None
         with undropped(decoder):
             with torch.no_grad():
                 seen = map_tensors(Tensor.detach, memory)
-                drawn = self.sampling(decoder, seen)
-                rewards = self.reward(drawn.tokens, batch.references)
-                baseline = self._baseline(rewards, decoder, seen, batch.references)
+                drawn = self.sampling(decoder, seen, prefix=prefix)
+                rewards = self.reward(drawn.tokens, references, asked)
+                baseline = self._baseline(rewards, decoder, seen, references, asked, prefix)
             torch.clear_autocast_cache()  # casts made without gradients: torch before 2.10 would use them again
-            total, count = policy_gradient(decoder, memory, drawn.tokens, rewards - baseline)
+            total, count = policy_gradient(decoder, memory, drawn.tokens, rewards - baseline, prefix)
         return Loss(total, count, self._logs(drawn, rewards, baseline))
 
-    def _baseline(self, rewards: Tensor, decoder: Decoder, memory: Any, references: Sequence[Sequence[str]]) -> Tensor:
+    def _baseline(
+        self,
+        rewards: Tensor,
+        decoder: Decoder,
+        memory: Any,
+        references: Sequence[Sequence[str]],
+        asked: Sequence[Request] | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
         if self.baseline == "mean":
             return (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
-        return self.reward(self.greedy(decoder, memory).tokens, references)
+        return self.reward(self.greedy(decoder, memory, prefix=prefix).tokens, references, asked)
 
     def _logs(self, drawn: Hypotheses, rewards: Tensor, baseline: Tensor) -> dict[str, Tensor]:
         words = (drawn.tokens != PAD).sum(-1)  # each caption counts by its words, as all sums do

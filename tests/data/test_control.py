@@ -182,6 +182,7 @@ def test_tags_that_cannot_be_are_named_with_their_row(shapes, tmp_path):
     [
         ({}, "nothing is given; set one, or control=null"),
         ({"length": True, "validate": "zh"}, "control.validate=zh: control.tags=false reads none"),
+        ({"length": True, "default": "zh"}, "control.default=zh: control.tags=false reads none"),
         ({"tags": True, "validate": "eos"}, "the tag 'eos'"),
     ],
 )

@@ -1,18 +1,21 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from torch import nn
 
+from src.data.control import Control
 from src.data.tokenizer import EnglishTokenizer
 from src.data.vocabulary import BOS, EOS, PAD
-from src.decoders.base import Output
+from src.decoders.base import Output, select_images
+from src.generation import GreedySearch
 from src.model import build
 from src.objectives import CrossEntropy, SelfCritical
-from src.objectives.self_critical import END, policy_gradient
+from src.objectives.self_critical import END, policy_gradient, requests
 from tests.conftest import random_features, tiny_config
 from tests.objectives.test_cross_entropy import ROWS, batch_of
 
@@ -40,6 +43,7 @@ def data_of(vocabulary, folder):
         vocabulary=vocabulary,
         tokenizer=EnglishTokenizer(),
         cache_dir=folder,
+        control=None,
         images=lambda name: SimpleNamespace(captions=CAPTIONS),
     )
 
@@ -116,6 +120,114 @@ def test_it_raises_the_reward(name, baseline, vocabulary, tmp_path):
     rewards = [float(loss.logs["reward"] / loss.count) for loss in steps(40, objective, 0.005)]
     assert sum(rewards[-10:]) > 1.3 * sum(rewards[:10])
     assert model.decoder.training and (name in ("lstm_attn", "transformer") or model.decoder.recurrent.dropout > 0)
+
+
+TAGGED = [["en", "zh"], ["en", "zh", "zh"], ["zh"]]
+SAID = [["a red square", "square red"], ["a blue circle", "circle blue", "blue circle"], ["grey on green"]]
+
+
+def tagged_data(vocabulary, folder, labels=TAGGED, captions=SAID):
+    """Captions in two languages; the images' requests are read as `CaptionedImages` holds them."""
+    counts = [len(each) for each in labels]
+    split = SimpleNamespace(
+        captions=captions,
+        labels=[label for each in labels for label in each],
+        first_caption=np.cumsum([0, *counts]),
+        control=Control(tags=True),
+        control_index=vocabulary.control_index,
+    )
+    return SimpleNamespace(**{**vars(data_of(vocabulary, folder)), "control": split.control, "images": lambda _: split})
+
+
+@pytest.fixture
+def bilingual(vocabulary):
+    return vocabulary.extended([], controls={"<en>": 2, "<zh>": 4})
+
+
+def test_what_images_are_asked_for(bilingual, tmp_path):
+    en, zh = (bilingual.control_index[name] for name in ("<en>", "<zh>"))
+    split = tagged_data(bilingual, tmp_path, [["en", "zh"], ["", "fr", "zh"], ["zh"]]).images("train")
+    assert requests(split) == [{(en,): [0], (zh,): [1]}, {(): [0, 1], (zh,): [2]}, {(zh,): [0]}]
+
+
+def test_references_and_document_frequencies_are_of_what_was_asked_for(bilingual, tmp_path):
+    en, zh = (bilingual.control_index[name] for name in ("<en>", "<zh>"))
+    objective = SelfCritical(samples=2)
+    objective.begin(None, tagged_data(bilingual, tmp_path))
+    batch = batch_of(ROWS, images=3)._replace(references=SAID)
+    seen = set()
+    for _ in range(40):
+        asked, references = objective._asked(batch)
+        seen.update(enumerate(asked))
+        for image, (request, texts) in enumerate(zip(asked, references, strict=True)):
+            tag = "en" if request == (en,) else "zh"
+            assert texts == [text for text, label in zip(SAID[image], TAGGED[image], strict=True) if label == tag]
+    assert seen == {(0, (en,)), (0, (zh,)), (1, (en,)), (1, (zh,)), (2, (zh,))}
+    index = bilingual.index
+    said = torch.tensor([[[index["a"], index["red"], index["square"], EOS]]])
+    for request, corpus, own in (
+        ((en,), [["a red square"], ["a blue circle"]], ["a red square"]),
+        ((zh,), [["square red"], ["circle blue", "blue circle"], ["grey on green"]], ["square red"]),
+    ):
+        references = {i: [f"{text} {END}" for text in group] for i, group in enumerate(corpus)}
+        captions = {i: [f"a red square {END}"] for i in references}
+        expected = Cider().compute_score(references, captions)[1][0]
+        found = objective.reward(said, [own], [request])
+        assert float(found) == pytest.approx(expected, abs=1e-6), "by the captions of one language"
+
+
+@pytest.mark.parametrize("name", ["lstm_attn", "transformer", "lstm"])
+def test_the_gradient_behind_control_tokens_is_that_of_the_words_one_by_one(name, bilingual):
+    torch.manual_seed(0)
+    model = build(tiny_config(name), bilingual).eval()
+    tokens = torch.tensor([[[5, EOS, PAD], [6, 4, EOS]], [[7, 8, EOS], [EOS, PAD, PAD]]])
+    advantages = torch.tensor([[0.5, -1.0], [2.0, 0.3]])
+    prefix = torch.tensor([[12], [13]])
+    memory = model.memory(random_features(2))
+    total, count = policy_gradient(model.decoder, memory, tokens, advantages, prefix)
+    expected = 0.0
+    for b in range(2):
+        for k in range(2):
+            state, word = model.decoder.start(select_images(memory, torch.tensor([b]))), torch.tensor([[BOS]])
+            own = select_images(memory, torch.tensor([b]))
+            _, state = model.decoder.step(model.decoder.embed(word), state, own)
+            word = prefix[b].view(1, 1)
+            for token in [t for t in tokens[b, k].tolist() if t != PAD]:
+                output, state = model.decoder.step(model.decoder.embed(word), state, own)
+                log_prob = model.decoder.logits(output.hidden)[0, 0].log_softmax(-1)[token]
+                expected = expected - advantages[b, k] * log_prob
+                word = torch.tensor([[token]])
+    assert int(count) == 9
+    assert float(total) == pytest.approx(float(expected), rel=1e-4)
+    weight = model.decoder.classifier.weight
+    found, wanted = (torch.autograd.grad(x, weight, retain_graph=True)[0] for x in (total, expected))
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_each_language_learns_its_own_captions(bilingual, tmp_path):
+    """From equal likelihood of both captions under both tags, each tag comes to mean its own."""
+    torch.manual_seed(0)
+    model = build(tiny_config("lstm_attn"), bilingual).train()
+    labels, captions = [["en", "zh"]] * 2, [["a red square", "square red on"], ["a blue circle", "circle blue on"]]
+    objective = SelfCritical(samples=24, max_length=6)
+    objective.begin(model, tagged_data(bilingual, tmp_path, labels, captions))
+    controls = [bilingual.control_index[name] for name in ("<en>", "<zh>")]
+    ids = [[[bilingual.index[word] for word in text.split()] for text in group] for group in captions]
+    rows = [[[BOS, control, *words, EOS] for control in controls for words in group] for group in ids]
+    batch = batch_of(rows, prefix=2)._replace(images=random_features(2), references=captions)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for step in range(160):
+        loss = (CrossEntropy() if step < 100 else objective)(model, batch)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+    for control, place in zip(controls, range(2), strict=True):
+        with torch.no_grad():
+            memory = model.eval().memory(batch.images)
+            found = GreedySearch(max_length=6)(model.decoder, memory, prefix=torch.full((2, 1), control))
+        assert [row[: n + 1] for row, n in zip(found.tokens[:, 0].tolist(), found.lengths[:, 0], strict=True)] == [
+            [*group[place], EOS] for group in ids
+        ]
 
 
 def test_the_baselines(vocabulary, objective):

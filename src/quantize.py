@@ -1,0 +1,51 @@
+"""Make a captioner small: `python -m src.quantize runs/NAME -o FOLDER`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.bundle import load_bundle, save_bundle
+from src.weights import STORAGES
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m src.quantize",
+        description="Write a captioner's bundle with its weights in eight bits, or as halves. It captions as before, "
+        "in the precision of the machine; `python -m src.evaluate` of both says what that costs in score.",
+    )
+    result.add_argument("model", type=Path, help="a bundle/ directory, a run's folder, or a .ckpt")
+    result.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the new bundle")
+    result.add_argument("--weights", choices=STORAGES, default="int8", help="how they are stored (%(default)s)")
+    result.add_argument(
+        "--card", type=Path, metavar="FILE.md", help="what else the model card says, behind the usual table"
+    )
+    result.add_argument("--overwrite", action="store_true", help="of a bundle that is there already")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 for a wrong call."""
+    options = parser().parse_args(arguments)
+    try:
+        if options.output.exists() and not options.overwrite:
+            raise ValueError(f"{options.output} is there already: add --overwrite, or name another folder")
+        if options.output.exists() and not (options.output / "vocabulary.json").exists():
+            raise ValueError(f"{options.output} is there and is no bundle: name another folder")
+        card = options.card.read_text(encoding="utf-8") if options.card else ""
+        bundle = load_bundle(options.model)
+        about = {**bundle.config["provenance"], "weights": options.weights}
+        bundle = bundle._replace(config={**bundle.config, "provenance": about})
+        save_bundle(options.output, bundle, storage=options.weights, card=card)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    size = sum(file.stat().st_size for file in options.output.iterdir())
+    print(f"{options.output}: {size / 1e6:.1f} MB, {sum(p.numel() for p in bundle.model.parameters()):,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
