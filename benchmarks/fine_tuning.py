@@ -13,7 +13,7 @@ from src.encoders import Encoder, TimmBackbone
 from src.encoders.depthwise import InFloat32
 
 SIZE, FROZEN, BATCH = 260, 4, 32
-"""As experiments/flickr8k/best has them."""
+"""As experiments/flickr8k/transformer has them."""
 
 
 def plainly(network: nn.Module) -> None:

@@ -41,7 +41,7 @@ from src.initial import VOCABULARIES, freeze
 from src.metrics.captions import METRICS
 from src.metrics.java import INSTALL_JAVA, find_java
 from src.model import TRAINING, ConfigError, build, instantiate, locate
-from src.objectives import Objective
+from src.objectives import Distillation, Objective
 from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 from src.results import PerImage, check_per_image
@@ -357,6 +357,9 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     if make and make.get("language") == "zh" and tokenizer.evaluation == "ptb":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
     objective, _ = (_construct(part, config[part]) for part in ("objective", "generation"))
+    for path in objective.paths if here and isinstance(objective, Distillation) else ():
+        if not (Path(path).exists() and looks_saved(Path(path))):
+            raise ConfigError(f"objective.teachers: {path}: no captioner there; give a bundle/, a run or a .ckpt")
     if config.get("control"):
         _construct("control", config["control"])
         for field in ("length", "tags"):

@@ -16,7 +16,7 @@ from src.check import check, evaluated, named_models
 from src.command import command
 from src.confidence import Calibration
 from src.config import CONF, device, keep_freed_memory, one_sentence, plain, precision
-from src.data.control import REFERENCE, nearest_length, tag_tokens
+from src.data.control import REFERENCE, labels_of, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
 from src.data.shards import pictures_below
@@ -85,7 +85,8 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
             f"picture; choose generation=sample generation.captions={config['diversity']}, or a beam of that size"
         )
     split, length = config["split"], config["length"]
-    captioner.ask(None if length == REFERENCE else length, config["tags"])
+    tags = config["tags"] or captioner.default or ()
+    captioner.ask(None if length == REFERENCE else length, tags)
     if length == REFERENCE:
         nearest_length(captioner.vocabulary, 0)  # a captioner that knows no lengths is refused before any work
     views = [
@@ -99,8 +100,11 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
         )
         for member in captioner.members
     ]
-    for data in views if config["tags"] else ():
-        data.restrict(split, tag_tokens(config["tags"]))
+    for data in views if tags else ():
+        if (
+            config["tags"] or split in data.tables and any(labels_of(data.tables[split]))
+        ):  # what is asked for by default may have no tags
+            data.restrict(split, tag_tokens(tags))
     views[0].images(split)  # an unknown split is refused before any work
     title = " + ".join(models)
     about = {

@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the new bundle")
     result.add_argument("--weights", choices=STORAGES, default="int8", help="how they are stored (%(default)s)")
     result.add_argument(
-        "--card", type=Path, metavar="FILE.md", help="what else the model card says, behind the usual table"
+        "--card", type=Path, metavar="FILE.md", help="what else the model card says, behind the usual lines"
     )
     result.add_argument("--overwrite", action="store_true", help="of a bundle that is there already")
     return result
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.output} is there and is no bundle: name another folder")
         card = options.card.read_text(encoding="utf-8") if options.card else ""
         bundle = load_bundle(options.model)
-        about = {**bundle.config["provenance"], "weights": options.weights}
+        about = {**bundle.config["provenance"], "stored_as": options.weights}
         bundle = bundle._replace(config={**bundle.config, "provenance": about})
         save_bundle(options.output, bundle, storage=options.weights, card=card)
     except (ValueError, OSError) as error:

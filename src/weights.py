@@ -18,7 +18,8 @@ def stored(state: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
     its own s = max |w| / 127, the symmetric scheme of Krishnamoorthi, 2018 (https://arxiv.org/abs/1806.08342)."""
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if tensor.dim() < 2 or not tensor.is_floating_point() or storage == "float32":
+        few = tensor.dim() < 2 or len(tensor) == 1 or not tensor.numel()  # tables of places, too, have one row
+        if few or not tensor.is_floating_point() or storage == "float32":
             result[name] = tensor
         elif storage == "float16":
             result[name] = tensor.half()

@@ -47,6 +47,7 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
     ("line", "sentence"),
     [
         # what Hydra cannot compose
+        ("objective=distillation 'objective.teachers=[nowhere]'", "objective.teachers: nowhere: no captioner there"),
         ("objective=self_critical", "give init=RUN, one trained with objective=cross_entropy, or objective.from_ra"),
         ("objective=adversarial", "objective: it goes on from a captioner that speaks already: give init=RUN"),
         ("objective=self_critical ckpt=last", "objective: it goes on from a captioner that speaks already: give init="),

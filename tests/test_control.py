@@ -85,6 +85,13 @@ def test_nothing_asked_for_is_the_captioners_default(run, tmp_path, shapes):
         assert captioner.control == ["<en>"] and [c.words[0] for c in captioner(pictures)] == list(COLOURS)
         captioner.ask()
         assert [c.text for c in captioner(pictures)] == said
+    config = composed([f"model={tmp_path / 'zh'}", "data=tsv", f"data.root={run.parent}", "data.workers=0",
+        f"data.cache_dir={run.parent / 'cache'}", "precision=32-true", "metrics=[Bleu_1]", "device=cpu",
+        "data.test=all.tsv", f"output={tmp_path / 'scored'}"], "evaluate")  # fmt: skip
+    assert evaluate.run(config)["images"] == 23, "it is scored against the rows of its default"
+    (run.parent / "plain.tsv").write_text("images/00.png\t红红\n", encoding="utf-8")
+    config["data"]["test"], config["output"] = "plain.tsv", str(tmp_path / "plain")
+    assert evaluate.run(config)["images"] == 1, "or against rows without tags"
 
 
 def test_validation_was_of_one_language_and_scored_as_such(run):

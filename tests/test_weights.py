@@ -53,13 +53,13 @@ def test_a_small_bundle_captions_as_the_large_one(storage, tied, vocabulary, pic
     assert sizes[1] < {"int8": 0.65, "float16": 0.75}[storage] * sizes[0], "this model's vectors are many"
     small = Captioner.load(tmp_path / "small", device_name="cpu", precision_name="32-true")
     assert all(p.dtype == torch.float32 for p in small.model.parameters())
-    assert small.config["provenance"]["weights"] == storage
+    assert small.config["provenance"]["stored_as"] == storage
     before, after = captions_of(bundle, pictures), list(small(pictures))
     assert [c.text for c in before] == [c.text for c in after]
     for one, two in zip(before, after, strict=True):
         assert one.log_probs == pytest.approx(two.log_probs, abs=0.2)
     card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
-    assert card.endswith("## Limits\n\nIt sees 方块 only.\n") and f"- Weights: {storage}" in card
+    assert card.endswith("## Limits\n\nIt sees 方块 only.\n") and f"- Stored as: {storage}" in card
 
 
 def test_what_is_there_is_not_overwritten_unasked(vocabulary, tmp_path, capsys):

@@ -86,8 +86,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _mean_probabilities(taught: Sequence[tuple[Tensor, Tensor, Tensor]], rows: slice) -> Tensor:
     """(N', V) of some rows: the mean over those who say something, each by its hidden (N, E), weight and bias."""
-    logits = (torch.addmm(b.to(h.dtype), h[rows], w.to(h.dtype).t()) for h, w, b in taught)
-    return torch.stack([each.softmax(1, dtype=torch.float32) for each in logits]).mean(0)
+    total: Tensor | None = None
+    for h, w, b in taught:
+        said = torch.addmm(b.to(h.dtype), h[rows], w.to(h.dtype).t()).softmax(1, dtype=torch.float32)
+        total = said if total is None else total.add_(said)
+    assert total is not None
+    return total.div_(len(taught))
 
 
 def linear_cross_entropy(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from src.attention import HardAttention
-from src.bundle import load_bundle, looks_saved
+from src.bundle import load_bundle
 from src.decoders.latent import GaussianLatent
-from src.encoders.base import Features
+from src.encoders.precomputed import RegionEncoder
 from src.objectives.base import Loss, Objective
 from src.objectives.cross_entropy import linear_cross_entropy
 from src.ranges import share
@@ -49,9 +49,6 @@ class Distillation(Objective):
             raise ValueError("objective=distillation teaches words, not a latent variable: set latent=null")
         if any(isinstance(module, HardAttention) for module in model.decoder.modules()):
             raise ValueError("objective=distillation does not teach drawn looks: choose another attention than hard")
-        for path in self.paths:
-            if not looks_saved(Path(path)):
-                raise ValueError(f"objective.teachers: {path}: no captioner there; give a bundle/, a run or a .ckpt")
 
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         teachers = []
@@ -61,11 +58,13 @@ class Distillation(Objective):
                 raise ValueError(
                     f"objective.teachers: {path} knows {len(bundle.vocabulary)} words and these data have "
                     f"{len(data.vocabulary)}, not the same: teachers are trained on the same captions with the same "
-                    "data.min_count and tokenizer"
+                    "data.min_count, tokenizer and control"
                 )
             if isinstance(bundle.model.decoder, GaussianLatent):
                 raise ValueError(f"objective.teachers: {path} has a latent variable, and there is none to draw here")
-            teachers.append(bundle.model.requires_grad_(False))
+            if isinstance(bundle.model.encoder, RegionEncoder) != isinstance(model.encoder, RegionEncoder):
+                raise ValueError(f"objective.teachers: {path} and this captioner do not both read regions, or pictures")
+            teachers.append(bundle.model)
         self.teachers = tuple(teachers)
         self.strangers = [path for path, each in zip(self.paths, teachers, strict=True) if not _same_cache(model, each)]
 
@@ -101,8 +100,6 @@ class Distillation(Objective):
                 f"objective.teachers: {self.strangers[0]} cannot read the cached features, its frozen stages are other "
                 "than this captioner's: set data.cache=false, or encoder.frozen as it has"
             )
-        if isinstance(images, Features):
-            raise ValueError("objective=distillation needs pictures or cached features, which teachers read too")
         said: list[tuple[Tensor, Tensor, Tensor]] = []
         with torch.no_grad():
             for teacher in self.teachers:
@@ -116,7 +113,7 @@ class Distillation(Objective):
 def _same_cache(model: "CaptioningModel", teacher: "CaptioningModel") -> bool:
     """Whether what the model's frozen stages say is what the teacher's would."""
     own, its = model.encoder, teacher.encoder
-    if own.frozen_stages != its.frozen_stages or type(own) is not type(its):
+    if own.frozen_stages != its.frozen_stages or type(own) is not type(its) or own.cache_key != its.cache_key:
         return False
     mine, theirs = (
         [tensor for part in each.frozen_modules for tensor in part.state_dict().values()] for each in (own, its)

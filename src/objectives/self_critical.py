@@ -119,7 +119,7 @@ class SelfCritical(Objective):
     token is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
 
     Where captions have tags (`control=tags`), each image is asked for by one of its captions' control tokens, drawn at
-    random (a language, say); its references, and what document frequencies are of, are then the captions of the same.
+    random (a language, say); its references are then its captions of the same. Document frequencies are of all.
 
     In eval mode it is the cross-entropy of the references, without label smoothing.
 
@@ -159,6 +159,7 @@ class SelfCritical(Objective):
         self.sampling, self.greedy = SampleSearch(samples, **limits), GreedySearch(**limits)
         self.likelihood = CrossEntropy(label_smoothing=0.0)
         self.vocabulary: Vocabulary | None = None
+        self.requests: list[dict[Request, list[int]]] | None = None  # where there is nothing to ask for
 
     def check(self, model: "CaptioningModel") -> None:
         learns_what_it_draws(model.decoder, "self_critical")
@@ -167,34 +168,24 @@ class SelfCritical(Objective):
         self.vocabulary, self.tokenizer = data.vocabulary, data.tokenizer
         split = data.images("train")
         self.requests = requests(split) if data.control is not None else None
-        groups: dict[Request, list[list[str]]] = {}
-        if self.requests is None:
-            groups[()] = [self._words(texts) for texts in split.captions]
-        else:
-            for own, texts in zip(self.requests, split.captions, strict=True):
-                for request, places in own.items():
-                    groups.setdefault(request, []).append(self._words([texts[place] for place in places]))
-        folder = data.cache_dir / "document_frequencies"
-        self.scorers = {request: CiderD({}, DocumentFrequencies.cached(own, folder)) for request, own in groups.items()}
+        groups = [self._words(texts) for texts in split.captions]
+        self.scorer = CiderD({}, DocumentFrequencies.cached(groups, data.cache_dir / "document_frequencies"))
 
     def _words(self, captions: Sequence[str]) -> list[str]:
         return [" ".join([*self.tokenizer.tokens(caption), END]) for caption in captions]
 
-    def reward(
-        self, tokens: Tensor, references: Sequence[Sequence[str]], asked: Sequence[Request] | None = None
-    ) -> Tensor:
-        """The score (B, K) of captions (B, K, T), as ids with EOS where they end, against their images' references.
-        Those that were asked for by control tokens have the document frequencies of such captions."""
+    def reward(self, tokens: Tensor, references: Sequence[Sequence[str]]) -> Tensor:
+        """The score of captions (B, K, T), as ids with EOS where they end, against their images' references: (B, K)."""
         assert self.vocabulary is not None, "begin(model, data) first"
         words = [*self.vocabulary.words]
         words[EOS] = END
         scores = []
-        for rows, group, request in zip(tokens.tolist(), references, asked or [()] * len(tokens), strict=True):
+        for rows, group in zip(tokens.tolist(), references, strict=True):
             captions = [" ".join(words[i] for i in row if i != PAD) for row in rows]
             wanted = self._words(group)
             total = [0.0] * len(captions)
             if self.weights[0]:
-                total = [self.weights[0] * score for score in self.scorers[request].score_samples(wanted, captions)]
+                total = [self.weights[0] * score for score in self.scorer.score_samples(wanted, captions)]
             if self.weights[1]:
                 numbered = {str(k): [caption] for k, caption in enumerate(captions)}
                 found = bleu(dict.fromkeys(numbered, wanted), numbered)[1][-1]
@@ -241,8 +232,8 @@ class SelfCritical(Objective):
             with torch.no_grad():
                 seen = map_tensors(Tensor.detach, memory)
                 drawn = self.sampling(decoder, seen, prefix=prefix)
-                rewards = self.reward(drawn.tokens, references, asked)
-                baseline = self._baseline(rewards, decoder, seen, references, asked, prefix)
+                rewards = self.reward(drawn.tokens, references)
+                baseline = self._baseline(rewards, decoder, seen, references, prefix)
             torch.clear_autocast_cache()  # casts made without gradients: torch before 2.10 would use them again
             total, count = policy_gradient(decoder, memory, drawn.tokens, rewards - baseline, prefix)
         return Loss(total, count, self._logs(drawn, rewards, baseline))
@@ -253,12 +244,11 @@ class SelfCritical(Objective):
         decoder: Decoder,
         memory: Any,
         references: Sequence[Sequence[str]],
-        asked: Sequence[Request] | None = None,
         prefix: Tensor | None = None,
     ) -> Tensor:
         if self.baseline == "mean":
             return (rewards.sum(1, keepdim=True) - rewards) / (self.samples - 1)
-        return self.reward(self.greedy(decoder, memory, prefix=prefix).tokens, references, asked)
+        return self.reward(self.greedy(decoder, memory, prefix=prefix).tokens, references)
 
     def _logs(self, drawn: Hypotheses, rewards: Tensor, baseline: Tensor) -> dict[str, Tensor]:
         words = (drawn.tokens != PAD).sum(-1)  # each caption counts by its words, as all sums do

@@ -115,7 +115,6 @@ def test_a_student_comes_to_say_what_its_teacher_says(vocabulary, tmp_path):
 
 def test_teachers_are_no_part_of_what_is_saved_or_learned(taught):
     assert not list(taught[1].parameters()) and not taught[1].state_dict()
-    assert not any(p.requires_grad for each in taught[1].teachers for p in each.parameters())
 
 
 def test_control_tokens_are_given_not_taught(tiny_model, taught):
@@ -162,7 +161,6 @@ def test_from_the_command_to_a_bundle(shapes, tmp_path):
     ("options", "message"),
     [
         ({"teachers": []}, r"objective.teachers=\[\]: name one captioner or more"),
-        ({"teachers": ["nowhere"]}, "objective.teachers: nowhere: no captioner there"),
         ({"teachers": ["x"], "weight": 1.5}, "objective.weight=1.5: from 0 to 1"),
         ({"teachers": ["x"], "label_smoothing": 1.0}, "objective.label_smoothing=1.0"),
     ],

@@ -150,7 +150,7 @@ def test_what_images_are_asked_for(bilingual, tmp_path):
     assert requests(split) == [{(en,): [0], (zh,): [1]}, {(): [0, 1], (zh,): [2]}, {(zh,): [0]}]
 
 
-def test_references_and_document_frequencies_are_of_what_was_asked_for(bilingual, tmp_path):
+def test_references_are_of_what_was_asked_for(bilingual, tmp_path):
     en, zh = (bilingual.control_index[name] for name in ("<en>", "<zh>"))
     objective = SelfCritical(samples=2)
     objective.begin(None, tagged_data(bilingual, tmp_path))
@@ -163,17 +163,6 @@ def test_references_and_document_frequencies_are_of_what_was_asked_for(bilingual
             tag = "en" if request == (en,) else "zh"
             assert texts == [text for text, label in zip(SAID[image], TAGGED[image], strict=True) if label == tag]
     assert seen == {(0, (en,)), (0, (zh,)), (1, (en,)), (1, (zh,)), (2, (zh,))}
-    index = bilingual.index
-    said = torch.tensor([[[index["a"], index["red"], index["square"], EOS]]])
-    for request, corpus, own in (
-        ((en,), [["a red square"], ["a blue circle"]], ["a red square"]),
-        ((zh,), [["square red"], ["circle blue", "blue circle"], ["grey on green"]], ["square red"]),
-    ):
-        references = {i: [f"{text} {END}" for text in group] for i, group in enumerate(corpus)}
-        captions = {i: [f"a red square {END}"] for i in references}
-        expected = Cider().compute_score(references, captions)[1][0]
-        found = objective.reward(said, [own], [request])
-        assert float(found) == pytest.approx(expected, abs=1e-6), "by the captions of one language"
 
 
 @pytest.mark.parametrize("name", ["lstm_attn", "transformer", "lstm"])
