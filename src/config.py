@@ -189,6 +189,12 @@ def keep_freed_memory() -> None:
             mallopt(trim, most)
 
 
+def forget_rare_shapes() -> None:
+    """Have oneDNN, PyTorch's library on CPUs, hold the kernels of 256 shapes instead of 1,024; before its first one.
+    Captions' lengths make new shapes at every step, and kernels kept for them take gigabytes in hours of training."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+
+
 def give_back_memory() -> None:
     """Give the system what was freed so far, in spite of `keep_freed_memory`: what large tables were read with."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

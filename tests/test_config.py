@@ -1,10 +1,11 @@
 import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
 
-from src.config import keep_freed_memory
+from src.config import forget_rare_shapes, keep_freed_memory
 
 FAULTS = """
 import resource, sys, torch
@@ -49,3 +50,13 @@ def test_an_older_malloc_is_asked_for_what_it_takes(most, settings, monkeypatch)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Old)
     keep_freed_memory()
     assert made == settings
+
+
+def test_few_kernels_are_kept_unless_the_user_says_how_many(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "9")
+    forget_rare_shapes()
+    assert os.environ[name] == "9"
+    monkeypatch.delenv(name)
+    forget_rare_shapes()
+    assert os.environ[name] == "256"
