@@ -30,6 +30,7 @@ from src.config import (
     autocast_dtype,
     called,
     device,
+    forget_rare_shapes,
     give_back_memory,
     given_fields,
     keep_freed_memory,
@@ -162,6 +163,7 @@ def _train(
     interruption: Interruption,
 ) -> float | None:
     keep_freed_memory()
+    forget_rare_shapes()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -191,6 +193,7 @@ def _train(
         "encoder_weights": model.encoder.backbone.weights_used,
         **({"word_vectors": model.decoder.embedding.source} if model.decoder.embedding.source else {}),
         **({"init": path_name(config["init"])} if start else {}),
+        **({"teachers": ", ".join(map(path_name, its))} if (its := config["objective"].get("teachers")) else {}),
         "data": data.root.resolve().name,
         "seed": config["seed"],
         "trained_on": f"{len(data.images('train'))} images",

@@ -139,7 +139,7 @@ def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path,
             assert second in attending
             assert sentence.startswith("encoder gives one vector and decoder attends over regions: choose decoder=lstm")
         else:
-            assert choice == "hard" and second in ("self_critical", "variational", "adversarial", "distillation"), (
+            assert choice == "hard" and second in ("self_critical", "variational", "adversarial"), (
                 choice,
                 second,
             )

@@ -22,8 +22,22 @@ class InFloat32:
         with torch.autocast("cpu", enabled=False):
             return plain(x.float()).to(torch.get_autocast_dtype("cpu"))
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Its class is made here, where no copy or pickle would find it: the plain one goes, and is changed again."""
+        kind: Any = type(self).__mro__[2]
+        plain = kind.__new__(kind)
+        plain.__dict__ = self.__dict__
+        return in_float32, (plain,)
+
 
 _KINDS: dict[type, Any] = {}
+
+
+def in_float32(convolution: nn.Module) -> nn.Module:
+    """The convolution, now `InFloat32`."""
+    kind = type(convolution)
+    convolution.__class__ = _KINDS.setdefault(kind, type(kind.__name__, (InFloat32, kind), {}))
+    return convolution
 
 
 def hasten_depthwise(network: nn.Module) -> None:
@@ -31,5 +45,4 @@ def hasten_depthwise(network: nn.Module) -> None:
     for module in network.modules():
         alone = isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
         if alone and not isinstance(module, InFloat32):
-            kind = type(module)
-            module.__class__ = _KINDS.setdefault(kind, type(kind.__name__, (InFloat32, kind), {}))
+            in_float32(module)

@@ -32,7 +32,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         row_weights: Tensor | None,
-        taught: Sequence[tuple[Tensor, Tensor, Tensor]] | None,
+        taught: Sequence[tuple[Tensor, Tensor, Tensor]],
         share: float,
         learning: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,7 +100,7 @@ def linear_cross_entropy(
     targets: Tensor,
     smoothing: float = 0.0,
     weights: Tensor | None = None,
-    taught: Sequence[tuple[Tensor, Tensor, Tensor]] | None = None,
+    taught: Sequence[tuple[Tensor, Tensor, Tensor]] = (),
     share: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden (N, E), a layer to V words and targets (N,) → the sum of the smoothed cross-entropy, each row times its
@@ -110,7 +110,7 @@ def linear_cross_entropy(
     kind = hidden.device.type
     if torch.is_autocast_enabled(kind):
         hidden = hidden.to(torch.get_autocast_dtype(kind))
-        taught = [(other.to(hidden.dtype), w, b) for other, w, b in taught or ()]
+        taught = [(other.to(hidden.dtype), w, b) for other, w, b in taught]
     with torch.autocast(kind, enabled=False):
         return _LinearCrossEntropy.apply(
             hidden,
@@ -151,6 +151,8 @@ class CrossEntropy(Objective):
         look_baseline: what stays of the moving average at a step, in [0, 1).
     """
 
+    taught_share: float = 0.0
+    """Of the target, what others say."""
     baseline: Tensor
     """(2,): moving sums of a word's log-probability in nats, and of their weights; their quotient is the average."""
 
@@ -194,7 +196,12 @@ class CrossEntropy(Objective):
         real &= steps >= batch.prefix.unsqueeze(-1)  # control tokens are given, never predicted
         targets = batch.tokens[..., 1:][real]
         total, nats, correct = linear_cross_entropy(
-            decoder.dropout(output.hidden[real]), decoder.classifier, targets, self.label_smoothing
+            decoder.dropout(output.hidden[real]),
+            decoder.classifier,
+            targets,
+            self.label_smoothing,
+            taught=self.taught(batch, real),
+            share=self.taught_share,
         )
         count = real.sum()
         logs = {"cross_entropy": nats.sum(), "token_accuracy": correct}
@@ -211,6 +218,10 @@ class CrossEntropy(Objective):
             log_prob, nats = output.aux["log_prob"], spread(nats, real)
             total = total + self._looks(log_prob, output.attention, nats, looked, real, logs)
         return Loss(total, count, logs)
+
+    def taught(self, batch: "Batch", real: Tensor) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+        """What others say in the places (B, Q, T) of real words, as `linear_cross_entropy` takes it: nobody, here."""
+        return ()
 
     def _looks(
         self, log_prob: Tensor, weights: Tensor, nats: Tensor, looked: Tensor, said: Tensor, logs: dict[str, Tensor]

@@ -1,32 +1,34 @@
 """Knowledge distillation: one captioner learns what several say."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from src.attention import HardAttention
 from src.bundle import load_bundle
 from src.decoders.latent import GaussianLatent
 from src.encoders.precomputed import RegionEncoder
-from src.objectives.base import Loss, Objective
-from src.objectives.cross_entropy import linear_cross_entropy
-from src.ranges import share
+from src.objectives.cross_entropy import CrossEntropy
 
 if TYPE_CHECKING:
     from src.data.module import Batch, CaptionData
     from src.model import CaptioningModel
 
 
-class Distillation(Objective):
+class Teachers(tuple["CaptioningModel", ...]):
+    """Captioners that are part of no module, and so of no checkpoint; a moving average shares them, it has no copy."""
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> "Teachers":
+        return self
+
+
+class Distillation(CrossEntropy):
     """Cross-entropy whose target is a mix of the caption's own word and what an ensemble of teachers would say there:
     Hinton et al., 2015 (https://arxiv.org/abs/1503.02531), word by word as in Kim and Rush, 2016
     (https://arxiv.org/abs/1606.07947). The teachers see the same pixels, or the same cached features, and read the
-    same captions; what they say is the mean of their probabilities. They are part of no checkpoint.
-
-    In eval mode it is the cross-entropy, without label smoothing and teachers.
+    same captions; what they say is the mean of their probabilities. In eval mode it is the cross-entropy alone.
 
     Args:
         teachers: bundles, runs' folders or checkpoints of the same vocabulary.
@@ -35,20 +37,16 @@ class Distillation(Objective):
     """
 
     def __init__(self, teachers: Sequence[str], weight: float = 0.7, label_smoothing: float = 0.1) -> None:
-        super().__init__()
-        share("objective", label_smoothing=label_smoothing)
+        super().__init__(label_smoothing)
         if not 0 <= weight <= 1:
             raise ValueError(f"objective.weight={weight}: from 0 to 1")
         if not teachers:
             raise ValueError("objective.teachers=[]: name one captioner or more, as runs/NAME or a bundle's folder")
-        self.paths, self.weight, self.label_smoothing = list(teachers), weight, label_smoothing
-        self.teachers: tuple[CaptioningModel, ...] = ()  # in a tuple: no parts of this module, which is saved
+        self.paths, self.weight, self.teachers = list(teachers), weight, Teachers()
 
     def check(self, model: "CaptioningModel") -> None:
         if isinstance(model.decoder, GaussianLatent):
             raise ValueError("objective=distillation teaches words, not a latent variable: set latent=null")
-        if any(isinstance(module, HardAttention) for module in model.decoder.modules()):
-            raise ValueError("objective=distillation does not teach drawn looks: choose another attention than hard")
 
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         teachers = []
@@ -65,47 +63,28 @@ class Distillation(Objective):
             if isinstance(bundle.model.encoder, RegionEncoder) != isinstance(model.encoder, RegionEncoder):
                 raise ValueError(f"objective.teachers: {path} and this captioner do not both read regions, or pictures")
             teachers.append(bundle.model)
-        self.teachers = tuple(teachers)
+        self.teachers = Teachers(teachers)
         self.strangers = [path for path, each in zip(self.paths, teachers, strict=True) if not _same_cache(model, each)]
 
-    def forward(self, model: "CaptioningModel", batch: "Batch") -> Loss:
-        decoder = model.decoder
-        memory = model.memory(batch.images)
-        real = batch.mask[..., 1:].clone()
-        lengths = real.sum(-1)
-        steps = torch.arange(1, batch.tokens.size(-1), device=real.device)
-        real &= steps >= batch.prefix.unsqueeze(-1)  # control tokens are given, never predicted
-        given = batch.tokens[..., :-1]
-        hidden = decoder(decoder.embed(given), memory, lengths=lengths).hidden
-        taught = self.training and self.weight > 0
-        said = self._said(batch, given, lengths, real) if taught else None
-        total, nats, correct = linear_cross_entropy(
-            decoder.dropout(hidden[real]),
-            decoder.classifier,
-            batch.tokens[..., 1:][real],
-            self.label_smoothing if self.training else 0.0,
-            taught=said,
-            share=self.weight if taught else 0.0,
-        )
-        return Loss(total, real.sum(), {"cross_entropy": nats.sum(), "token_accuracy": correct})
+    @property
+    def taught_share(self) -> float:  # type: ignore[override]
+        return self.weight if self.training else 0.0
 
-    def _said(
-        self, batch: "Batch", given: Tensor, lengths: Tensor, real: Tensor
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of each teacher what it says of the real words: hidden (N, E), and the layer that makes it words."""
-        images = batch.images
-        cached = isinstance(images, Tensor) and images.dim() == 3
-        if cached and self.strangers:
+    def taught(self, batch: "Batch", real: Tensor) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+        if not self.taught_share:
+            return ()
+        images, given, lengths = batch.images, batch.tokens[..., :-1], batch.mask[..., 1:].sum(-1)
+        if self.strangers and isinstance(images, Tensor) and images.dim() == 3:
             raise ValueError(
                 f"objective.teachers: {self.strangers[0]} cannot read the cached features, its frozen stages are other "
                 "than this captioner's: set data.cache=false, or encoder.frozen as it has"
             )
-        said: list[tuple[Tensor, Tensor, Tensor]] = []
+        said = []
         with torch.no_grad():
             for teacher in self.teachers:
                 decoder = teacher.to(given.device).eval().decoder
                 hidden = decoder(decoder.embed(given), teacher.memory(images), lengths=lengths).hidden
-                said.append((hidden[real], decoder.classifier.weight, decoder.classifier.bias))
+                said.append((hidden[real], decoder.classifier.weight.detach(), decoder.classifier.bias.detach()))
         torch.clear_autocast_cache()  # casts made without gradients: torch before 2.10 would use them again
         return said
 

@@ -119,7 +119,8 @@ class SelfCritical(Objective):
     token is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
 
     Where captions have tags (`control=tags`), each image is asked for by one of its captions' control tokens, drawn at
-    random (a language, say); its references are then its captions of the same. Document frequencies are of all.
+    random (a language, say); its references are then its captions of the same. A share, `control.dropout`, is asked for
+    nothing, and has all references. Document frequencies are of all captions.
 
     In eval mode it is the cross-entropy of the references, without label smoothing.
 
@@ -160,6 +161,7 @@ class SelfCritical(Objective):
         self.likelihood = CrossEntropy(label_smoothing=0.0)
         self.vocabulary: Vocabulary | None = None
         self.requests: list[dict[Request, list[int]]] | None = None  # where there is nothing to ask for
+        self.unasked = 0.0  # share of images that are asked for nothing
 
     def check(self, model: "CaptioningModel") -> None:
         learns_what_it_draws(model.decoder, "self_critical")
@@ -167,7 +169,8 @@ class SelfCritical(Objective):
     def begin(self, model: "CaptioningModel", data: "CaptionData") -> None:
         self.vocabulary, self.tokenizer = data.vocabulary, data.tokenizer
         split = data.images("train")
-        self.requests = requests(split) if data.control is not None else None
+        if data.control is not None:
+            self.requests, self.unasked = requests(split), data.control.dropout
         groups = [self._words(texts) for texts in split.captions]
         self.scorer = CiderD({}, DocumentFrequencies.cached(groups, data.cache_dir / "document_frequencies"))
 
@@ -213,10 +216,10 @@ class SelfCritical(Objective):
         if self.requests is None:
             return [()] * len(batch.index), batch.references
         asked, references = [], []
-        chances = torch.rand(len(batch.index)).tolist()
-        for image, texts, chance in zip(batch.index.tolist(), batch.references, chances, strict=True):
+        chances = torch.rand(len(batch.index), 2).tolist()
+        for image, texts, (chance, coin) in zip(batch.index.tolist(), batch.references, chances, strict=True):
             own = list(self.requests[image].items())
-            request, places = own[int(chance * len(own))]
+            request, places = own[int(chance * len(own))] if coin >= self.unasked else ((), range(len(texts)))
             asked.append(request)
             references.append([texts[place] for place in places])
         return asked, references

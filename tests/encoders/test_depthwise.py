@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -37,6 +38,13 @@ def test_every_depthwise_convolution_is_one_and_no_other(encoder):
     assert all(type(module).__mro__[1] is InFloat32 for module in depthwise(encoder)), "once, however often it is asked"
     other = Encoder(TorchvisionBackbone("mobilenet_v2", weights="random"))
     assert depthwise(other) and all(isinstance(module, InFloat32) for module in depthwise(other))
+
+
+def test_it_can_be_copied_and_pickled(encoder):
+    for other in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert [type(m) for m in depthwise(other)] == [type(m) for m in depthwise(encoder)]
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in encoder.parameters()}
+        assert torch.equal(other.eval()(PIXELS).grid, encoder.eval()(PIXELS).grid)
 
 
 def test_what_learns_is_computed_in_float32_and_nothing_else_is(encoder):

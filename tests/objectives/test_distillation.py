@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -75,9 +77,9 @@ def test_chunks_change_nothing(monkeypatch, tiny_model, taught):
     assert float(taught[1](tiny_model, batch).total) == pytest.approx(float(whole.total), rel=1e-6)
 
 
-def test_of_no_weight_it_is_cross_entropy_and_in_eval_mode_the_likelihood(tiny_model, taught):
+def test_of_no_weight_and_in_eval_mode_it_is_cross_entropy(tiny_model, taught):
     batch, objective = batch_of(ROWS), taught[1]
-    expected = CrossEntropy(0.0)(tiny_model, batch)
+    expected = CrossEntropy(0.2)(tiny_model, batch)
     assert float(objective.eval()(tiny_model, batch).total) == pytest.approx(float(expected.total))
     objective.weight = 0.0
     expected = CrossEntropy(0.2)(tiny_model, batch)
@@ -114,7 +116,8 @@ def test_a_student_comes_to_say_what_its_teacher_says(vocabulary, tmp_path):
 
 
 def test_teachers_are_no_part_of_what_is_saved_or_learned(taught):
-    assert not list(taught[1].parameters()) and not taught[1].state_dict()
+    assert not list(taught[1].parameters()) and list(taught[1].state_dict()) == ["baseline"]
+    assert copy.deepcopy(taught[1]).teachers is taught[1].teachers, "a moving average has no second ones"
 
 
 def test_control_tokens_are_given_not_taught(tiny_model, taught):

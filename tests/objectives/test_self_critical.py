@@ -133,7 +133,7 @@ def tagged_data(vocabulary, folder, labels=TAGGED, captions=SAID):
         captions=captions,
         labels=[label for each in labels for label in each],
         first_caption=np.cumsum([0, *counts]),
-        control=Control(tags=True),
+        control=Control(tags=True, dropout=0.0),
         control_index=vocabulary.control_index,
     )
     return SimpleNamespace(**{**vars(data_of(vocabulary, folder)), "control": split.control, "images": lambda _: split})
@@ -162,6 +162,8 @@ def test_references_are_of_what_was_asked_for(bilingual, tmp_path):
         for image, (request, texts) in enumerate(zip(asked, references, strict=True)):
             tag = "en" if request == (en,) else "zh"
             assert texts == [text for text, label in zip(SAID[image], TAGGED[image], strict=True) if label == tag]
+    objective.unasked = 1.0
+    assert objective._asked(batch) == ([()] * 3, SAID), "of nothing asked for, all of them"
     assert seen == {(0, (en,)), (0, (zh,)), (1, (en,)), (1, (zh,)), (2, (zh,))}
 
 
