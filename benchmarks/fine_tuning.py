@@ -31,7 +31,7 @@ def measure(repeats: int = 5, size: int = SIZE, batch: int = BATCH) -> dict[str,
     plain.load_state_dict(ours.state_dict())
     plainly(plain)
     with torch.no_grad():
-        maps = ours.frozen_regions(torch.rand(batch, 3, size, size)).half()
+        maps = ours.frozen_regions(torch.rand(batch, 3, size, size)).half().contiguous()  # as the cache has them
 
     def step(encoder: Encoder) -> Callable[[], None]:
         def run() -> None:

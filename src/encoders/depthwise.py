@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 class InFloat32:
     """Of a convolution: its arithmetic is float32 where it learns under autocast on a CPU, and what it gives has
-    autocast's type as ever. The gradients of depthwise kernels in bfloat16, of 5 × 5 and of stride 2 above all, take up
-    to ten times as long there (`python -m benchmarks --only fine_tuning`)."""
+    autocast's type as ever. There the gradients of depthwise kernels in bfloat16, of 5 × 5 and of stride 2 above all,
+    take as long as all the rest of a step (`python -m benchmarks --only fine_tuning`)."""
 
     weight: Tensor
 
