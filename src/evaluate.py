@@ -101,9 +101,8 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
         for member in captioner.members
     ]
     for data in views if tags else ():
-        if (
-            config["tags"] or split in data.tables and any(labels_of(data.tables[split]))
-        ):  # what is asked for by default may have no tags
+        tagged = split in data.tables and any(labels_of(data.tables[split]))
+        if config["tags"] or tagged:  # what is asked for by default need not be in the table
             data.restrict(split, tag_tokens(tags))
     views[0].images(split)  # an unknown split is refused before any work
     title = " + ".join(models)
