@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"{options.output} is there already: add --overwrite, or name another folder")
         if options.output.exists() and not (options.output / "vocabulary.json").exists():
             raise ValueError(f"{options.output} is there and is no bundle: name another folder")
+        if options.card and not options.card.is_file():
+            raise ValueError(f"--card {options.card}: no such file")
         card = options.card.read_text(encoding="utf-8") if options.card else ""
         bundle = load_bundle(options.model)
         about = {**bundle.config["provenance"], "stored_as": options.weights}

@@ -73,6 +73,8 @@ def test_what_is_there_is_not_overwritten_unasked(vocabulary, tmp_path, capsys):
     assert main([call[0], "-o", str(tmp_path / "mine"), "--overwrite"]) == 2
     assert "is no bundle: name another folder" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").exists()
+    assert main([call[0], "-o", str(tmp_path / "new"), "--card", "no.md"]) == 2
+    assert "--card no.md: no such file" in capsys.readouterr().err
     assert main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "new")]) == 2
     assert "no such file or directory" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
