@@ -58,7 +58,8 @@ class Control:
         tags: those of the TSV's third column.
         dropout: that share, in [0, 1).
         validate: tags; validation (and the scores at the end) are of the rows that carry them all, and ask for them.
-        default: tags that the captioner is asked for where a user asks for none.
+        default: tags that the captioner is asked for where a user asks for none; in training the captions of a table
+            in which none has a tag are taken to have them.
 
     Raises:
         ValueError: nothing to control, or a value out of its range.
@@ -98,7 +99,8 @@ class Control:
         if self.tags and not tagged:
             raise ControlError(
                 "control.tags=true: no training caption has a tag; write them into a third column, "
-                "img_path<TAB>caption<TAB>tags, or choose control=length or null"
+                "img_path<TAB>caption<TAB>tags, say with control.default=TAG what all of them have, or choose "
+                "control=length or null"
             )
         if self.length:
             lengths = np.bincount(np.minimum(words.spans()[1], longest)).tolist()
@@ -124,6 +126,13 @@ def labels_of(table: Captions) -> dict[str, int]:
     """The distinct third columns of a table, and how many rows have each."""
     counts = np.bincount(np.asarray(table.labels.chosen), minlength=len(table.label_names()))
     return {label: count for label, count in zip(table.label_names(), counts.tolist(), strict=True) if count}
+
+
+def by_default(table: Captions, control: Control | None) -> Captions:
+    """A table in which no row has a tag, with the tags that are the default."""
+    if control is None or not (default := tag_tokens(control.default or "")) or set(labels_of(table)) - {""}:
+        return table
+    return table.labelled(",".join(token[1:-1] for token in default))
 
 
 def check_tags(tables: Mapping[str, Captions], files: Mapping[str, str]) -> None:

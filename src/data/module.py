@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.data.control import Control, ControlError, check_tags, with_tags
+from src.data.control import Control, ControlError, by_default, check_tags, with_tags
 from src.data.features import cached_features, features_key
 from src.data.images import ImageError, Pictures
 from src.data.regions import RegionFiles, padded
@@ -456,6 +456,7 @@ class CaptionData(lightning.LightningDataModule):
         if control is not None and control.tags:
             check_tags(self.tables, {name: f"{self.root}/{files[name] or train}" for name in self.tables})
         if vocabulary is None or extend is not None:
+            self.tables = {name: by_default(table, control) for name, table in self.tables.items()}
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
             words = self.words("train")

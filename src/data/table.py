@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -316,6 +316,11 @@ class Captions:
     def label_names(self) -> Strings:
         """The labels that there are, each once; `labels.chosen` are places among them."""
         return Strings(self.labels.buffer, self.labels.offsets)
+
+    def labelled(self, label: str) -> "Captions":
+        """The same, every row with this label."""
+        everywhere = Strings.of([label]).take(np.zeros(len(self.texts), np.int32))
+        return replace(self, labels=everywhere)
 
     def save(self, folder: Path) -> None:
         """Write the arrays of a whole table, for `load`."""

@@ -177,6 +177,19 @@ def test_tags_that_cannot_be_are_named_with_their_row(shapes, tmp_path):
         data_of(shapes, tmp_path, Control(tags=True), "images/00.png\ta\n")
 
 
+def test_captions_of_a_table_without_tags_have_the_default(shapes, tmp_path):
+    plain = "images/00.png\ta\nimages/00.png\tb\nimages/01.png\tc\n"
+    data = data_of(shapes, tmp_path, Control(tags=True, dropout=0.0, default="en, x=y"), plain)
+    assert data.vocabulary.controls == ["<en>", "<x=y>"]
+    assert said(data, data.images("train")[[Item(0, [1])]], 0, 0) == "<bos> <en> <x=y> b <eos>"
+    data.restrict("train", ["<en>"])
+    assert len(data.tables["train"].texts) == 3
+    mixed = data_of(shapes, tmp_path, Control(tags=True, dropout=0.0, default="en"), plain + "images/02.png\td\tzh\n")
+    assert mixed.vocabulary.controls == ["<zh>"], "where some have tags, the others have none"
+    tagged = data_of(shapes, tmp_path, Control(tags=True, default="en"), "images/02.png\td\tzh\n")
+    assert tagged.vocabulary.controls == ["<zh>"], "where all have tags, they keep them"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
