@@ -263,7 +263,10 @@ def test_configurations_that_cannot_work(line, sentence, refused):
         ("", "what is to be scored? Give model=RUN, predictions=FILE or baseline=CHOICE"),
         ("model=nope", "model=nope: no such file or directory"),
         ("model=DATA encoder=cnn", "encoder: no such group or field; there are data, generation, baseline, "),
-        ("model=DATA generation=beem", "generation=beem: no such choice; generation is one of beam, constrained, "),
+        (
+            "model=DATA generation=beem",
+            "generation=beem: no such choice; generation is one of beam, consensus, constrained, ",
+        ),
         ("model=DATA generation=beam generation.beam_size=0", "generation.beam_size=0: at least 1"),
         ("model=DATA split=vall", "split=vall: one of train, val, test is wanted (did you mean val?)"),
         ("model=DATA metrics=[SPICE]", "each item one of Bleu_1, "),

@@ -29,6 +29,22 @@ class Hypotheses(NamedTuple):
     attention: Tensor | None
     """(B, K, T, R) where asked for and the decoder attends."""
 
+    def ranked(self, scores: Tensor) -> "Hypotheses":
+        """Each image's captions in the order of other scores (B, K), which become theirs; equals stay as they are."""
+        order = scores.argsort(dim=1, descending=True, stable=True)
+
+        def ordered(x: Tensor) -> Tensor:
+            return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand(x.shape))
+
+        return Hypotheses(
+            ordered(self.tokens),
+            ordered(self.log_probs),
+            ordered(scores),
+            ordered(self.lengths),
+            ordered(self.finished),
+            None if self.attention is None else ordered(self.attention),
+        )
+
 
 class Search:
     """Limits that hold for every way of searching.

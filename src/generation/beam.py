@@ -163,11 +163,8 @@ class BeamSearch(Search):
             state = select_beams(state, parent)
             if self.no_repeat_ngram:
                 history = torch.cat([select_beams(history, parent), word.unsqueeze(-1)], -1)
-        kept = Ended(*(x.flatten(1) for x in kept))
-        if groups > 1:
-            order = kept.rank.argsort(dim=1, descending=True, stable=True)
-            kept = Ended(*(x.gather(1, order) for x in kept))
-        return self._trace(kept, trail, looks)
+        found = self._trace(Ended(*(x.flatten(1) for x in kept)), trail, looks)
+        return found.ranked(found.scores) if groups > 1 else found
 
     @staticmethod
     def _keep(kept: Ended, ended: Ended, images: Tensor) -> Ended:

@@ -61,20 +61,10 @@ class StepwiseSearch(Search):
         finished = (tokens == EOS).any(-1)
         size = (tokens != PAD).sum(-1)
         longest = max(int(size.max()), 1)
+        tokens, log_probs = tokens[..., :longest], log_probs[..., :longest]
+        looks = None if looks is None else looks[:, :, :longest]
         scores = self.score(log_probs, size)
-        order = scores.argsort(dim=1, descending=True, stable=True)
-
-        def ranked(x: Tensor) -> Tensor:
-            return x.gather(1, order.view(*order.shape, *[1] * (x.dim() - 2)).expand(x.shape))
-
-        return Hypotheses(
-            ranked(tokens)[..., :longest],
-            ranked(log_probs)[..., :longest],
-            ranked(scores),
-            ranked(size - finished.long()),
-            ranked(finished),
-            None if looks is None else ranked(looks)[:, :, :longest],
-        )
+        return Hypotheses(tokens, log_probs, scores, size - finished.long(), finished, looks).ranked(scores)
 
 
 class GreedySearch(StepwiseSearch):
