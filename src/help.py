@@ -56,12 +56,14 @@ def choice_fields(group: str, choice: str) -> dict[str, Any]:
     """The fields that a choice sets, as nested mappings, those of the choice that it builds upon included."""
     given = _read(_file(group, choice))
     own = {key: value for key, value in given.items() if key != "defaults"}
-    merged = OmegaConf.merge(*(choice_fields(group, name) for name in _upon(given)), own)
+    merged = OmegaConf.merge(*(choice_fields(group, name) for name in _upon(group, given)), own)
     return OmegaConf.to_container(merged)  # type: ignore[return-value]
 
 
-def _upon(given: dict[str, Any]) -> list[str]:
-    return [name for name in given.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+def _upon(group: str, given: dict[str, Any]) -> list[str]:
+    """The choices of the same group that one builds upon: by their names in it, or by full ones."""
+    names = [name for name in given.get("defaults", []) if isinstance(name, str) and name != "_self_"]
+    return [name.removeprefix(f"/{group}/") for name in names]
 
 
 def about(path: Path) -> list[str]:
@@ -98,7 +100,7 @@ def choice_comments(group: str, choice: str) -> dict[str, str]:
     """As `comments`, those of the choice that it builds upon included."""
     path = _file(group, choice)
     merged: dict[str, str] = {}
-    for name in _upon(_read(path)):
+    for name in _upon(group, _read(path)):
         merged |= choice_comments(group, name)
     return merged | {key: text for key, text in comments(path).items() if text}
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +116,8 @@ class SelfCritical(Objective):
     """Self-critical sequence training: Rennie et al., 2017 (https://arxiv.org/abs/1612.00563). Captions are drawn from
     the model; those that score better than a baseline become likelier, the others less likely. The score is a weighted
     mix of CIDEr-D, by the document frequencies of the training captions, and BLEU-4 of the single caption; the end
-    token is a word in it. The decoder's dropout is off, in drawing and in learning: what is improved is what captions.
+    token is a word in it. Unless `dropout` says otherwise, the decoder's dropout is off, in drawing and in learning:
+    what is improved is what captions.
 
     Where captions have tags (`control=tags`), each image is asked for by one of its captions' control tokens, drawn at
     random (a language, say); its references are then its captions of the same. A share, `control.dropout`, is asked for
@@ -131,6 +132,7 @@ class SelfCritical(Objective):
         cider: weight of CIDEr-D, which is in [0, 10].
         bleu: weight of BLEU-4, which is in [0, 1].
         max_length: most words of a caption drawn.
+        dropout: the decoder's dropout is on, in drawing and in learning, each with a mask of its own.
         from_random: allow a start from random weights, which learns next to nothing.
     """
 
@@ -143,6 +145,7 @@ class SelfCritical(Objective):
         cider: float = 1.0,
         bleu: float = 0.0,
         max_length: int = 24,
+        dropout: bool = False,
         from_random: bool = False,
     ) -> None:
         super().__init__()
@@ -155,7 +158,7 @@ class SelfCritical(Objective):
         if not cider + bleu:
             raise ValueError("objective.cider=0 and objective.bleu=0: nothing is rewarded; give one of them a weight")
         self.samples, self.baseline, self.weights = samples, baseline, (cider, bleu)
-        self.needs_start = not from_random
+        self.dropout, self.needs_start = dropout, not from_random
         limits: dict[str, Any] = {"max_length": max_length, "min_length": 0, "allow_unknown": True}
         self.sampling, self.greedy = SampleSearch(samples, **limits), GreedySearch(**limits)
         self.likelihood = CrossEntropy(label_smoothing=0.0)
@@ -231,7 +234,7 @@ class SelfCritical(Objective):
         self.sampling.seed = int(torch.randint(2**31, ()))
         device = first_tensor(memory).device
         prefix = torch.tensor(asked, device=device) if asked[0] else None
-        with undropped(decoder):
+        with nullcontext() if self.dropout else undropped(decoder):
             with torch.no_grad():
                 seen = map_tensors(Tensor.detach, memory)
                 drawn = self.sampling(decoder, seen, prefix=prefix)

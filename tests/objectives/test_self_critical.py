@@ -244,6 +244,18 @@ def test_the_greedy_baseline_is_the_reward_of_the_likeliest_words(name, vocabula
     assert found.tolist() == objective.reward(said, CAPTIONS).tolist()
 
 
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_in_drawing_and_in_learning(dropout, vocabulary, tmp_path):
+    model = build(tiny_config("transformer", decoder__dropout=0.5), vocabulary).train()
+    objective = SelfCritical(samples=2, max_length=6, dropout=dropout)
+    objective.begin(model, data_of(vocabulary, tmp_path))
+    modes = []
+    model.decoder.classifier.register_forward_hook(lambda *_: modes.append(model.decoder.training))
+    model.decoder.embedding.register_forward_hook(lambda *_: modes.append(model.decoder.training))
+    objective(model, batch_of(ROWS, images=3)._replace(images=random_features(3), references=CAPTIONS))
+    assert len(modes) > 2 and set(modes) == {dropout} and model.decoder.training
+
+
 def test_in_eval_mode_it_is_the_likelihood(tiny_model, objective):
     batch = batch_of(ROWS)
     expected = CrossEntropy(label_smoothing=0.0)(tiny_model, batch)
