@@ -24,8 +24,9 @@ def stored(state: Mapping[str, Tensor], storage: Storage) -> dict[str, Tensor]:
         elif storage == "float16":
             result[name] = tensor.half()
         else:
-            scale = tensor.detach().float().flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-            rows = tensor.detach().float() / scale.view(-1, *[1] * (tensor.dim() - 1))
+            most = tensor.detach().float().flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny * 127)
+            scale = (most / 127).bfloat16()
+            rows = tensor.detach().float() / scale.float().view(-1, *[1] * (tensor.dim() - 1))
             result[name], result[name + SCALE] = rows.round().clamp(-127, 127).to(torch.int8), scale
     return result
 
@@ -45,7 +46,7 @@ def restored(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             scale = state.get(name + SCALE)
             if scale is None or scale.shape != tensor.shape[:1]:
                 raise ValueError(f"{name}: {len(tensor)} rows in eight bits, and not as many scales")
-            result[name] = tensor.float() * scale.view(-1, *[1] * (tensor.dim() - 1))
+            result[name] = tensor.float() * scale.float().view(-1, *[1] * (tensor.dim() - 1))
         else:
             result[name] = tensor.float() if tensor.dtype == torch.float16 else tensor
     return result

@@ -15,10 +15,10 @@ def test_eight_bits_by_hand():
     kept = stored(state, "int8")
     assert kept["layer.weight"].dtype == torch.int8
     assert kept["layer.weight"].tolist() == [[127, -50, 0], [0, 0, 0], [-127, 0, 64]]
-    assert kept["layer.weight" + SCALE][[0, 2]].tolist() == pytest.approx([0.01, 0.2])
+    assert kept["layer.weight" + SCALE][[0, 2]].tolist() == pytest.approx([0.01, 0.2], rel=2**-9)
     back = restored(kept)
     expected = torch.tensor([[1.27, -0.50, 0.0], [0.0, 0.0, 0.0], [-25.4, 0.0, 12.8]])
-    torch.testing.assert_close(back["layer.weight"], expected)
+    torch.testing.assert_close(back["layer.weight"], expected, rtol=2**-8, atol=0)
     assert back["layer.bias"] is state["layer.bias"] and back["count"] is state["count"]
     assert list(back) == list(state)
 
@@ -31,7 +31,7 @@ def test_what_is_restored_is_near_what_was_stored(storage):
     back = restored(stored({"w": kernel}, storage))["w"]
     assert back.dtype == torch.float32 and back.shape == kernel.shape
     apart = (back - kernel).abs().flatten(1).amax(1) / kernel.flatten(1).abs().amax(1)
-    assert float(apart.max()) <= {"float32": 0, "float16": 2**-11, "int8": 0.5001 / 127}[storage]
+    assert float(apart.max()) <= {"float32": 0, "float16": 2**-11, "int8": 0.502 / 127}[storage]
     assert (float(apart.max()) > 0) == (storage != "float32")
 
 
