@@ -24,8 +24,10 @@ from src.weights import Storage, restored, stored
 PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
 """The parts of a run's config that a caption depends on."""
 
-
 CALIBRATION = "calibration.json"
+
+SHIPPED = Path(__file__).resolve().parent.parent / "models" / "flickr8k-bilingual"
+"""The captioner that comes with the code."""
 
 
 class BundleError(ValueError):
@@ -90,6 +92,18 @@ def save_bundle(
         os.replace(directory, old)
     os.replace(partial, directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_new(directory: Path, overwrite: bool) -> None:
+    """Refuse a folder that a new bundle would replace.
+
+    Raises:
+        ValueError: it is there, and `overwrite` is not given, or it is no bundle.
+    """
+    if directory.exists() and not overwrite:
+        raise ValueError(f"{directory} is there already: add --overwrite, or name another folder")
+    if directory.exists() and not (directory / "vocabulary.json").exists():
+        raise ValueError(f"{directory} is there and is no bundle: name another folder")
 
 
 def _write(directory: Path, bundle: Bundle, scores: Mapping[str, Any], storage: Storage, card: str) -> None:
@@ -159,6 +173,8 @@ def read_saved(path: Path) -> Saved:
             }
         except Exception as error:  # torch, zip and pickle raise many kinds
             raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
+    elif path == SHIPPED:
+        raise BundleError(f"{path}: the captioner that comes with the code is not there; name another one with --model")
     else:
         raise BundleError(f"{path}: no such file or directory; give a bundle/ directory or a .ckpt file")
     if isinstance(config, dict):

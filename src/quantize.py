@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.bundle import load_bundle, save_bundle
+from src.bundle import check_new, load_bundle, save_bundle
 from src.weights import STORAGES
 
 
@@ -30,10 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for a wrong call."""
     options = parser().parse_args(arguments)
     try:
-        if options.output.exists() and not options.overwrite:
-            raise ValueError(f"{options.output} is there already: add --overwrite, or name another folder")
-        if options.output.exists() and not (options.output / "vocabulary.json").exists():
-            raise ValueError(f"{options.output} is there and is no bundle: name another folder")
+        check_new(options.output, options.overwrite)
         if options.card and not options.card.is_file():
             raise ValueError(f"--card {options.card}: no such file")
         card = options.card.read_text(encoding="utf-8") if options.card else ""
