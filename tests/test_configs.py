@@ -116,6 +116,10 @@ def test_a_step_of_every_experiment(experiment, shapes, tmp_path):
     config["evaluate_splits"] = ["val"]
     if config["init"]:  # another recipe's run
         config["init"], config["objective"]["from_random"] = None, True
+    if teachers := config["objective"].get("teachers"):  # other recipes' runs
+        recipe = teachers[0].removeprefix("runs/").rpartition("-")[0]
+        train(composed([f"experiments={recipe}", *tiny(shapes, tmp_path / "teacher"), "evaluate_splits=[]"]))
+        config["objective"]["teachers"] = [str(tmp_path / "teacher" / "run.fast_dev_run")]
     if (config.get("control") or {}).get("tags"):  # both languages
         for part in ("train", "val"):
             table = f"{shapes / part}.tsv"
@@ -191,6 +195,7 @@ def test_a_run_without_hydra_has_a_name():
         ["objective=adversarial", "objective.from_random=true", "decoder=updown", "objective.temperature=1.0"],
         ["generation=sample", "generation.captions=3", "generation.top_p=0.9"],
         ["generation=diverse_beam", "decoder=gru"],
+        ["generation=consensus", "generation.samples=3", "generation.temperature=0.5", "generation.seed=1"],
         ["generation=constrained", "generation.include=[red|blue]", "generation.exclude=[circle]"],
         ["trainer.deterministic=true", "trainer.max_time=00:00:05:00"],
         ["objective.attention_penalty=1.0", "data.verify=decode"],
