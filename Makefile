@@ -37,7 +37,7 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@$(RUN) -m src.caption --model $(DEMO)/bundle --attention $(DEMO)/attention $$(cut -f1 data/scenes/test.tsv | uniq | head -5 | sed 's#^#data/scenes/#')
 	@$(RUN) -m src.evaluate model=$(DEMO)/bundle data=scenes split=test output=$(DEMO)/eval/test reuse=true
 	@echo; echo "Caption your own picture:  $(RUN) -m src.caption --model $(DEMO)/bundle YOUR_PICTURE.jpg"
-	@echo "It knows drawings only; for photographs, train on your own TSV (README.md)."
+	@echo "It knows drawings only. Caption a photograph:  $(RUN) -m src.caption YOUR_PHOTO.jpg"
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not flickr8k and not slow'

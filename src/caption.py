@@ -1,4 +1,4 @@
-"""Caption pictures: `python -m src.caption --model runs/…/bundle photo.jpg folder/ "*.png" -o captions.tsv`."""
+"""Caption pictures: `python -m src.caption photo.jpg`, `… --model runs/…/bundle folder/ "*.png" -o captions.tsv`."""
 
 import argparse
 import glob
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from src.bundle import looks_saved
+from src.bundle import SHIPPED, looks_saved
 from src.captioner import Caption, Captioner
 from src.config import device, keep_freed_memory
 from src.data.features import state_digest
@@ -53,6 +53,18 @@ def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
     return list(found)
 
 
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, by default the captioner that comes with the code."""
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=[str(SHIPPED)],
+        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them); several of one "
+        "vocabulary caption together, as an ensemble (default: the captioner that comes with the code, of photographs, "
+        "in English; `--language zh`: in Chinese)",
+    )
+
+
 def models_and_pictures(models: Sequence[str], pictures: Sequence[str]) -> tuple[list[str], list[str]]:
     """What stands behind `--model` as captioners, and from the first that is none on as pictures, before the others."""
     count = 1
@@ -66,16 +78,10 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m src.caption",
         description="Caption pictures with a trained captioner.",
-        usage="%(prog)s --model MODEL [MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
+        usage="%(prog)s [--model MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
     )
     result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to caption")
-    result.add_argument(
-        "--model",
-        required=True,
-        nargs="+",
-        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them); several of one "
-        "vocabulary caption together, as an ensemble",
-    )
+    add_model_flag(result)
     result.add_argument(
         "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
     )
@@ -212,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     models, named = models_and_pictures(options.model, options.pictures)
     if not named:
-        command.error("which pictures? Name files, folders or patterns behind the captioners")
+        command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()
     with together() as here:
         try:

@@ -1,4 +1,4 @@
-"""What pictures show, as tags: `python -m src.tags --model runs/…/bundle photos/ -o tags.tsv --html tags.html`."""
+"""What pictures show, as tags: `python -m src.tags photos/ -o tags.tsv --html tags.html`."""
 
 import argparse
 import base64
@@ -21,7 +21,7 @@ import jinja2
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from src.caption import find_pictures, models_and_pictures
+from src.caption import add_model_flag, find_pictures, models_and_pictures
 from src.captioner import Captioner
 from src.config import keep_freed_memory
 from src.data.features import state_digest
@@ -396,8 +396,8 @@ def _begun(picture: str, captions: Sequence[str]) -> str:
 # ---------------------------------------------------------------- the command
 
 EPILOG = """examples:
-  python -m src.tags --model runs/demo/bundle photo.jpg                  a line of tags
-  python -m src.tags --model runs/demo/bundle photos -o tags.tsv --html tags.html
+  python -m src.tags photo.jpg                   a line of tags
+  python -m src.tags photos -o tags.tsv --html tags.html
                                                  a folder, and a page to look at; the same call again goes on where it
                                                  was interrupted
   python -m src.tags --model runs/demo/bundle photos -o tags.jsonl --json --samples 20 --min-confidence 0.5
@@ -415,18 +415,12 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="python -m src.tags",
         description="Say what is in pictures, as tags, and how often in all of them, by a trained captioner.",
-        usage="%(prog)s --model MODEL [MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
+        usage="%(prog)s [--model MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to tag")
-    result.add_argument(
-        "--model",
-        required=True,
-        nargs="+",
-        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them); several of one "
-        "vocabulary caption together, as an ensemble",
-    )
+    add_model_flag(result)
     result.add_argument(
         "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
     )
@@ -532,7 +526,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     models, named = models_and_pictures(options.model, options.pictures)
     if not named:
-        command.error("which pictures? Name files, folders or patterns behind the captioners")
+        command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()
     partial = options.output.with_name(options.output.name + ".partial") if options.output else None
     found: dict[str, list[str]] = {}

@@ -1,6 +1,7 @@
 """`src.caption`'s flags: searches, several captions a picture, confidence, quality."""
 
 import argparse
+import shutil
 
 import pytest
 import torch
@@ -44,6 +45,22 @@ def call(model, shapes, capsys):
 
 def loaded(model, generation=None):
     return Captioner.load(model, generation, "cpu")
+
+
+def test_without_a_model_it_is_the_one_that_comes_with_the_code(call, model, shapes, tmp_path, monkeypatch, capsys):
+    plain, _ = call()
+    monkeypatch.setattr(caption, "SHIPPED", model)
+    monkeypatch.chdir(tmp_path)
+    assert caption.main([*(row[0] for row in plain), "--device", "cpu"]) == 0
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == plain
+    with pytest.raises(SystemExit):
+        caption.main([])
+    assert "which pictures?" in capsys.readouterr().err
+    monkeypatch.setattr("src.bundle.SHIPPED", model)
+    shutil.rmtree(model)
+    assert caption.main([plain[0][0]]) == 2
+    said = "the captioner that comes with the code is not there; name another one with --model"
+    assert capsys.readouterr() == ("", f"error: {model}: {said}\n")
 
 
 def test_n_best(call, model, shapes, tmp_path):
@@ -177,7 +194,10 @@ def test_searches_caption(call, model):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--search", "bean"], "generation is one of beam, constrained, diverse_beam, greedy, sample (did you mean"),
+        (
+            ["--search", "bean"],
+            "generation is one of beam, consensus, constrained, diverse_beam, greedy, sample (did you mean",
+        ),
         (["--search", "greedy", "--beam", "3"], "generation.beam_size is no field"),
         (["--set", "temperatur=1", "--search", "sample"], "(did you mean generation.temperature?)"),
         (["--set", "beam_size=many"], "generation.beam_size=many: a whole number (int) is wanted"),

@@ -9,7 +9,7 @@ import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from src import caption, compare, evaluate, report, runs, studies, tags, words
+from src import caption, compare, evaluate, quantize, report, runs, soup, studies, tags, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
 from src.command import _line_of, _values
 from src.confidence import Calibration
@@ -91,7 +91,7 @@ def test_training_commands(arguments, shapes, bundle, tmp_path, monkeypatch):
         "trainer.num_nodes",
     )
     mine = [a for a in mine if a.split("=")[0] not in given]
-    fetched = {"encoder=resnet50", "encoder=resnet50_multiscale", "encoder=vit"}
+    fetched = {"encoder=resnet50", "encoder=resnet50_multiscale", "encoder=timm", "encoder=vit"}
     extra = ["encoder.backbone.weights=random"] if fetched & set(mine) else []
     if "control=tags" in mine:
         extra += ["data.train=tagged.tsv", "data.val=tagged.tsv"]
@@ -129,7 +129,7 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", commands("src.caption"), ids=identify)
-def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, monkeypatch):
+def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data").symlink_to(shapes)
     (tmp_path / "my_data_photos").symlink_to(shapes / "images")
@@ -145,7 +145,12 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
     known = {"dog|cat": "red|blue", "grass": "grey"}  # the tiny captioner's words
     arguments = [str(bundle) if a.startswith("runs/") else known.get(a, a) for a in arguments]
     Calibration(4.0, 3.0, 0.5, 100).save(bundle / CALIBRATION)
+    (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
+    monkeypatch.setattr(caption, "SHIPPED", bundle)
     assert caption.main(arguments) == 0
+    if "-o" not in arguments:
+        assert len(capsys.readouterr().out.splitlines()) == 1
+        return
     lines = (tmp_path / "captions.tsv").read_text().splitlines()
     assert len({line.split("\t")[0] for line in lines}) == 24 and (len(lines) == 24) != ("--n-best" in arguments)
 
@@ -155,10 +160,13 @@ def test_tags_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "scenes").mkdir(parents=True)
     (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
+    (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
+    monkeypatch.setattr(caption, "SHIPPED", bundle)
     assert tags.main([str(bundle) if a.startswith("runs/") else a for a in arguments]) == 0
     written = [Path(a) for a in arguments if a.endswith((".tsv", ".jsonl", ".csv", ".html"))]
     assert all(path.stat().st_size for path in written)
-    assert len((written[0].read_text() if written else capsys.readouterr().out).splitlines()) == 24
+    lines = (written[0].read_text() if written else capsys.readouterr().out).splitlines()
+    assert len(lines) == (1 if "photo.jpg" in arguments else 24)
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
@@ -257,8 +265,21 @@ def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
     assert not asked.tsv or (asked.tsv / "metadata.tsv").exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(module, arguments) for module in (quantize, soup) for arguments in commands(module.__name__)],
+)
+def test_bundle_commands(module, arguments, vocabulary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = module.parser().parse_args(arguments)
+    for model in getattr(options, "models", None) or [options.model]:
+        save(tmp_path / model, vocabulary)
+    assert module.main(arguments) == 0 and (options.output / "README.md").exists()
+
+
 def test_there_are_commands_of_each_kind():
     modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
+    modules += ("quantize", "soup")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 

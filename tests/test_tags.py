@@ -237,6 +237,19 @@ def test_rows_say_what_the_captions_say(call, shapes):
     ) == 10
 
 
+def test_without_a_model_it_is_the_one_that_comes_with_the_code(call, model, shapes, tmp_path, monkeypatch, capsys):
+    rows, _ = call("--listed-only")
+    monkeypatch.setattr("src.caption.SHIPPED", model)
+    monkeypatch.chdir(tmp_path)
+    assert tags.main([str(shapes / "images"), "--listed-only", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines() == rows
+    monkeypatch.setattr("src.bundle.SHIPPED", model)
+    shutil.rmtree(model)
+    assert tags.main([str(shapes / "images")]) == 2
+    said = "the captioner that comes with the code is not there; name another one with --model"
+    assert capsys.readouterr() == ("", f"error: {model}: {said}\n")
+
+
 def test_other_searches_and_own_words(call, tmp_path):
     beams = [json.loads(line) for line in call("--beam", 3, "--json")[0]]
     assert all(1 <= len(row["captions"]) <= 3 for row in beams)

@@ -1,0 +1,116 @@
+"""The captioner that comes with the code: what its folder holds, and what it says of photographs."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from safetensors import safe_open
+
+from src import caption, tags
+from src.bundle import SHIPPED
+from src.captioner import Captioner
+from src.config import ROOT
+from src.data.vocabulary import UNK, Vocabulary
+from src.train import train
+from tests.test_configs import composed, tiny
+
+CARD = ROOT / "models" / f"{SHIPPED.name}.md"
+PEOPLE = {"man", "woman", "person", "people", "boy", "girl", "child", "lady", "men", "women"}
+CHINESE = re.compile(r"[\u4e00-\u9fff]+")
+
+
+@pytest.fixture
+def photograph() -> Path:
+    """Eileen Collins, astronaut: a photograph of NASA's that scikit-image's wheel holds."""
+    spec = importlib.util.find_spec("skimage")
+    assert spec and spec.origin, "pip install '.[scenes]'"
+    return Path(spec.origin).parent / "data" / "astronaut.png"
+
+
+@pytest.fixture
+def call(photograph, tmp_path, monkeypatch, capsys):
+    """A command's line on the photograph, from another folder than the code's, without the path."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, *flags: str) -> list[str]:
+        assert command.main([str(photograph), "--device", "cpu", *flags]) == 0
+        path, *columns = capsys.readouterr().out.rstrip("\n").split("\t")
+        assert path == str(photograph)
+        return columns
+
+    return run
+
+
+def test_the_folder_is_small_and_holds_no_captions():
+    files = {path.name: path.stat().st_size for path in SHIPPED.rglob("*")}
+    assert set(files) == {"README.md", "calibration.json", "config.yaml", "model.safetensors", "vocabulary.json"}
+    assert sum(files.values()) <= 16_000_000
+    with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
+        assert not weights.metadata()
+    words = json.loads((SHIPPED / "vocabulary.json").read_text(encoding="utf-8"))["words"]
+    assert all(len(word.split()) == 1 and not CHINESE.search(word[1:]) for word in words), "words, not sentences"
+
+
+def test_it_names_no_place_of_the_machine_that_made_it():
+    text = "".join((SHIPPED / name).read_text(encoding="utf-8") for name in ("config.yaml", "README.md"))
+    assert not re.search(r"(?:^|[\s'\"=(`])(?:~?/|[A-Z]:\\)\w", text)
+
+
+def test_pictures_are_prepared_as_in_training():
+    config = yaml.safe_load((SHIPPED / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["transform"]["fit"], config["transform"]["size"]) == ("squash", 260)
+    assert config["tokenizer"] == {"_target_": "src.data.tokenizer.MixedTokenizer"}
+    assert config["control"]["default"] == "en" and config["provenance"]["stored_as"] == "int8"
+    preprocess = Captioner.load(SHIPPED, device_name="cpu").preprocess
+    assert preprocess(Image.new("RGB", (640, 320))).shape == (3, 260, 260)
+    assert preprocess.seen(640, 320) == (640, 320), "nothing is cut off"
+
+
+def test_the_card_names_the_terms():
+    text, more = (SHIPPED / "README.md").read_text(encoding="utf-8"), CARD.read_text(encoding="utf-8")
+    assert more.rstrip() in text, f"made before {CARD.name} was changed: its last command writes it anew"
+    for said in ("Flickr8k-CN", "JAIR 47", "ICMR 2016", "research and non-commercial use only", "not redistributed"):
+        assert said in " ".join(more.split()), said
+
+
+def test_it_captions_in_english_and_when_asked_in_chinese(call):
+    vocabulary = Vocabulary.load(SHIPPED / "vocabulary.json")
+    (english,) = call(caption)
+    assert set(english.split()) <= vocabulary.index.keys() - {vocabulary.words[UNK]}
+    assert set(english.split()) & PEOPLE, english
+    assert call(caption, "--language", "en") == [english]
+    (chinese,) = call(caption, "--language", "zh")
+    assert CHINESE.fullmatch(chinese) and set(chinese) & set("人男女孩") and set(chinese) <= vocabulary.index.keys()
+
+
+def test_it_says_how_sure_it_is(call):
+    _, confidence = call(caption, "--confidence")
+    assert 0 < float(confidence) < 1
+
+
+def test_it_tags(call):
+    (found,) = call(tags)
+    assert re.search(r"objects: .*\b(?:man|woman|person|boy|girl|child)\b", found), found
+
+
+@pytest.mark.parametrize(
+    ("language", "flags"), [("en", []), ("zh", ["control=tags", "control.default=zh", "control.validate=zh"])]
+)
+def test_one_goes_on_from_it_with_a_table_of_two_columns(language, flags, shapes, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(shapes / "images")
+    (tmp_path / "data" / "nouns.json").symlink_to(shapes / "nouns.json")
+    rows = (shapes / "tagged.tsv").read_text(encoding="utf-8").splitlines()
+    plain = "".join(row.removesuffix(f"\t{language}") + "\n" for row in rows if row.endswith(f"\t{language}"))
+    for name in ("train.tsv", "val.tsv", "test.tsv"):
+        (tmp_path / "data" / name).write_text(plain, encoding="utf-8")
+    own = ["encoder.frozen=true", "encoder.learning_rate=null", *flags]
+    config = composed([f"init={SHIPPED}", *tiny(tmp_path / "data", tmp_path), "evaluate_splits=[]", *own])
+    train(config, {setting.partition("=")[0] for setting in own})
+    captioner = Captioner.load(tmp_path / "run.fast_dev_run" / "bundle", device_name="cpu")
+    assert captioner.control == [f"<{language}>"] and captioner.tokenizer.name == "mixed"
+    captioner.ask(language="en" if language == "zh" else "zh")
