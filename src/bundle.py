@@ -75,10 +75,16 @@ def save_bundle(
         storage: of the weights; `load_bundle` gives float32 whatever it was.
         card: what else the model card is to say.
 
+    Its provenance names the storage, where that is not float32.
+
     Raises:
         DiskFull: there is no room for it.
     """
     directory = Path(directory)
+    about = {key: value for key, value in bundle.config["provenance"].items() if key != "stored_as"}
+    if storage != "float32":
+        about["stored_as"] = storage
+    bundle = bundle._replace(config={**bundle.config, "provenance": about})
     partial, old = (directory.with_name(directory.name + ending) for ending in (".partial", ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -18,11 +18,11 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("model", type=Path, help="a bundle/ directory, a run's folder, or a .ckpt")
     result.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="the new bundle")
-    result.add_argument("--weights", choices=STORAGES, default="int8", help="how they are stored (%(default)s)")
+    result.add_argument("--storage", choices=STORAGES, default="int8", help="of the weights (%(default)s)")
     result.add_argument(
         "--card", type=Path, metavar="FILE.md", help="what else the model card says, behind the usual lines"
     )
-    result.add_argument("--overwrite", action="store_true", help="of a bundle that is there already")
+    result.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     return result
 
 
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--card {options.card}: no such file")
         card = options.card.read_text(encoding="utf-8") if options.card else ""
         bundle = load_bundle(options.model)
-        about = {**bundle.config["provenance"], "stored_as": options.weights}
-        bundle = bundle._replace(config={**bundle.config, "provenance": about})
-        save_bundle(options.output, bundle, storage=options.weights, card=card)
+        save_bundle(options.output, bundle, storage=options.storage, card=card)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

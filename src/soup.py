@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="W",
         help="how much of each, in order; they are scaled to sum to 1 (default: as much of each)",
     )
-    result.add_argument("--overwrite", action="store_true", help="of a bundle that is there already")
+    result.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     return result
 
 
@@ -78,18 +78,18 @@ def soup(models: Sequence[Path], weights: Sequence[float] | None = None) -> Bund
 def _unlike(first: Bundle, other: Bundle) -> str | None:
     """What keeps two captioners' weights from being averaged."""
     if other.vocabulary.words != first.vocabulary.words:
-        return f"it has another vocabulary ({len(other.vocabulary)} and {len(first.vocabulary)} words)"
+        return f"its vocabulary is another, of {len(other.vocabulary)} words, not {len(first.vocabulary)}"
     differences = (_difference(part, first.config[part], other.config[part]) for part in ALIKE)
     return next(filter(None, differences), None)
 
 
 def _difference(name: str, first: object, other: object) -> str | None:
-    """The first field that says what a part is and differs."""
+    """The first field that says what a part is and differs, as a clause on the other captioner."""
     if isinstance(first, dict) and isinstance(other, dict):
         fields = sorted((first.keys() | other.keys()) - LEARNING)
         differences = (_difference(f"{name}.{field}", first.get(field), other.get(field)) for field in fields)
         return next(filter(None, differences), None)
-    return None if first == other else f"{name} is {other}, and {first}"
+    return None if first == other else f"its {name} is {other}, not {first}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

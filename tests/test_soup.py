@@ -68,8 +68,8 @@ def test_one_captioner_is_no_average(three, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"decoder": "lstm"}, "decoder._target_ is src.decoders.LSTMDecoder, and "),
-        ({"decoder__hidden": 24}, "decoder.hidden is 24, and "),
+        ({"decoder": "lstm"}, "its decoder._target_ is src.decoders.LSTMDecoder, not "),
+        ({"decoder__hidden": 24}, "its decoder.hidden is 24, not "),
         ({"encoder__dropout": 0.4}, None),
     ],
 )
@@ -85,4 +85,4 @@ def test_another_vocabulary_is_refused(vocabulary, tmp_path, capsys):
     save_bundle(tmp_path / "one", make(vocabulary))
     save_bundle(tmp_path / "two", make(vocabulary.extended([["unicorn"] * 9], 1)))
     assert main([str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(tmp_path / "soup")]) == 2
-    assert "another vocabulary" in capsys.readouterr().err
+    assert f"its vocabulary is another, of {len(vocabulary) + 1} words, not {len(vocabulary)}" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_a_small_bundle_captions_as_the_large_one(storage, tied, vocabulary, pic
     bundle = make(vocabulary, decoder__tied=tied)
     save_bundle(tmp_path / "large", bundle)
     (tmp_path / "card.md").write_text("## Limits\n\nIt sees 方块 only.\n", encoding="utf-8")
-    call = [str(tmp_path / "large"), "-o", str(tmp_path / "small"), "--weights", storage]
+    call = [str(tmp_path / "large"), "-o", str(tmp_path / "small"), "--storage", storage]
     assert main([*call, "--card", str(tmp_path / "card.md")]) == 0
     assert "MB, " in capsys.readouterr().out
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("large", "small")]
@@ -60,6 +60,9 @@ def test_a_small_bundle_captions_as_the_large_one(storage, tied, vocabulary, pic
         assert one.log_probs == pytest.approx(two.log_probs, abs=0.2)
     card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
     assert card.endswith("## Limits\n\nIt sees 方块 only.\n") and f"- Stored as: {storage}" in card
+    save_bundle(tmp_path / "again", load_bundle(tmp_path / "small"))
+    assert "Stored as" not in (tmp_path / "again" / "README.md").read_text(encoding="utf-8"), "float32 again"
+    assert "stored_as" not in load_bundle(tmp_path / "again").config["provenance"]
 
 
 def test_what_is_there_is_not_overwritten_unasked(vocabulary, tmp_path, capsys):
