@@ -128,11 +128,18 @@ def labels_of(table: Captions) -> dict[str, int]:
     return {label: count for label, count in zip(table.label_names(), counts.tolist(), strict=True) if count}
 
 
-def by_default(table: Captions, control: Control | None) -> Captions:
-    """A table in which no row has a tag, with the tags that are the default."""
-    if control is None or not (default := tag_tokens(control.default or "")) or set(labels_of(table)) - {""}:
-        return table
-    return table.labelled(",".join(token[1:-1] for token in default))
+def by_default(tables: Mapping[str, Captions], control: Control | None) -> dict[str, Captions]:
+    """Tables of a training whose captions have no tags, with the tags that are the default; others as they are."""
+    tables = dict(tables)
+    default = tag_tokens(control.default or "") if control is not None else []
+    if default and "train" in tables and not _tagged(tables["train"]):
+        label = ",".join(token[1:-1] for token in default)
+        tables = {name: table if _tagged(table) else table.labelled(label) for name, table in tables.items()}
+    return tables
+
+
+def _tagged(table: Captions) -> bool:
+    return bool(set(labels_of(table)) - {""})
 
 
 def check_tags(tables: Mapping[str, Captions], files: Mapping[str, str]) -> None:

@@ -456,7 +456,7 @@ class CaptionData(lightning.LightningDataModule):
         if control is not None and control.tags:
             check_tags(self.tables, {name: f"{self.root}/{files[name] or train}" for name in self.tables})
         if vocabulary is None or extend is not None:
-            self.tables = {name: by_default(table, control) for name, table in self.tables.items()}
+            self.tables = by_default(self.tables, control)
             if "train" not in self.tables:
                 raise ValueError("data.train is not set: the vocabulary is built from the training captions")
             words = self.words("train")

@@ -190,6 +190,15 @@ def test_captions_of_a_table_without_tags_have_the_default(shapes, tmp_path):
     assert tagged.vocabulary.controls == ["<zh>"], "where all have tags, they keep them"
 
 
+def test_where_training_captions_have_tags_a_table_without_is_of_none(shapes, tmp_path):
+    (tmp_path / "val.tsv").write_text("images/00.png\ta\n", encoding="utf-8")
+    control = Control(tags=True, default="en")
+    data_of(shapes, tmp_path, control, "images/00.png\ta\n", val="val.tsv").restrict("val", ["<en>"])
+    data = data_of(shapes, tmp_path, control, "images/00.png\ta\ten\n", val="val.tsv")
+    with pytest.raises(ControlError, match="no row carries en: no row has tags"):
+        data.restrict("val", ["<en>"])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
