@@ -30,13 +30,15 @@ def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
     names nothing is a picture of which there are only regions.
 
     Raises:
-        ValueError: an argument that names nothing, or a folder without pictures.
+        ValueError: an argument that names nothing, a captioner, or a folder without pictures.
     """
     Image.init()
     known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found: dict[Path, None] = {}
     for argument in arguments:
         path = Path(argument)
+        if looks_saved(path):
+            raise ValueError(f"{argument}: a captioner, no picture; write --model before it")
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
             if not inside:

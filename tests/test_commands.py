@@ -241,6 +241,7 @@ def test_caption_names_unreadable_pictures_and_goes_on(run, shapes, tmp_path, ca
         (["--model", "nowhere", "README.md"], "nowhere: no such file"),
         (["--model", "nowhere", "no/such/*.jpg"], "no such file or folder"),
         (["--model", "nowhere", "conf"], "no pictures in this folder"),
+        (["models/flickr8k-bilingual", "README.md"], "bilingual: a captioner, no picture; write --model before it"),
     ],
 )
 def test_caption_wrong_calls_are_one_sentence(arguments, message, capsys, monkeypatch):
