@@ -85,4 +85,5 @@ def test_another_vocabulary_is_refused(vocabulary, tmp_path, capsys):
     save_bundle(tmp_path / "one", make(vocabulary))
     save_bundle(tmp_path / "two", make(vocabulary.extended([["unicorn"] * 9], 1)))
     assert main([str(tmp_path / "one"), str(tmp_path / "two"), "-o", str(tmp_path / "soup")]) == 2
-    assert f"its vocabulary is another, of {len(vocabulary) + 1} words, not {len(vocabulary)}" in capsys.readouterr().err
+    said = f"its vocabulary is another, of {len(vocabulary) + 1} words, not {len(vocabulary)}"
+    assert said in capsys.readouterr().err
