@@ -5,11 +5,20 @@ OLDEST ?= .venv-oldest
 EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,clip,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
+FLICKR8K ?= data/flickr8k
+# The captioner that comes with the code: further settings of its three trainings, their folder, and its own.
+TRAIN ?=
+BILINGUAL ?= runs/flickr8k_bilingual
+SHIPPED ?= models/flickr8k-bilingual
 # Tests run in so many processes, of one thread each.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
+# A run of these settings, taken up where it was stopped.
+trained = grep -qs '"state": "finished"' $(BILINGUAL)/$(1)/status.json || \
+	$(RUN) -m src.train experiments=flickr8k_bilingual/$(2) seed=0 name=flickr8k_bilingual/$(1) run_dir=$(BILINGUAL)/$(1) $(TRAIN) ckpt=last
+
+.PHONY: help install demo captioner test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +47,21 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@$(RUN) -m src.evaluate model=$(DEMO)/bundle data=scenes split=test output=$(DEMO)/eval/test reuse=true
 	@echo; echo "Caption your own picture:  $(RUN) -m src.caption --model $(DEMO)/bundle YOUR_PICTURE.jpg"
 	@echo "It knows drawings only. Caption a photograph:  $(RUN) -m src.caption YOUR_PHOTO.jpg"
+
+captioner: export FLICKR8K := $(FLICKR8K)
+captioner: $(VENV)/installed ## train anew the captioner that comes with the code, of Flickr8k in the folder FLICKR8K: hours
+	@test -f "$(FLICKR8K)/train_zh.tsv" || { echo "no $(FLICKR8K)/train_zh.tsv: call it with FLICKR8K=FOLDER, that of" \
+		"\`$(RUN) -m src.prepare flickr8k\` in English and in Chinese"; exit 1; }
+	for split in train val; do \
+		$(RUN) -m src.prepare tagged "$(FLICKR8K)/$${split}_both.tsv" "en=$(FLICKR8K)/$$split.tsv" "zh=$(FLICKR8K)/$${split}_zh.tsv" || exit; \
+	done
+	$(call trained,transformer-0,transformer)
+	$(call trained,best-0,best init=$(BILINGUAL)/transformer-0)
+	$(call trained,slow-0,best init=$(BILINGUAL)/transformer-0 optimizer.lr=3e-5)
+	$(RUN) -m src.soup $(addprefix $(BILINGUAL)/,transformer-0 best-0 slow-0) --weights 0.75 0.1 0.15 -o $(BILINGUAL)/soup-0 --overwrite
+	$(RUN) -m src.evaluate model=$(BILINGUAL)/soup-0 data=tsv "data.root=$(FLICKR8K)" data.train=train_both.tsv data.val=val_both.tsv \
+		split=val tags=en calibrate=true output=$(BILINGUAL)/soup-0/eval/en
+	$(RUN) -m src.quantize $(BILINGUAL)/soup-0 -o $(SHIPPED) --card models/flickr8k-bilingual.md --overwrite
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not flickr8k and not slow'

@@ -2,10 +2,14 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from src.bundle import load_bundle
+from src.config import ROOT
 from src.train import train
 from tests.test_configs import composed
 
@@ -40,3 +44,25 @@ def test_two_minutes_learn_to_describe_photographs(tmp_path):
     assert scores["images"] == 1000
     assert scores["CIDEr"] > 0.28
     assert scores["distinct_words"] > 50
+
+
+def test_the_captioner_that_comes_with_the_code_is_made_anew_by_one_command(tmp_path):
+    """`make captioner` on 60 and 40 photographs, two steps of each training; called again it trains nothing."""
+    given, data = Path(os.environ["FLICKR8K"]).absolute(), tmp_path / "data"
+    data.mkdir()
+    (data / "images").symlink_to(given / "images")
+    for split, count in (("train", 300), ("val", 200)):
+        for name in (f"{split}.tsv", f"{split}_zh.tsv"):
+            rows = (given / name).read_text(encoding="utf-8").splitlines(keepends=True)
+            (data / name).write_text("".join(rows[:count]), encoding="utf-8")
+    small = "trainer.max_epochs=1 trainer.limit_train_batches=2 evaluate_splits=[]"
+    folders = [f"FLICKR8K={data}", f"SHIPPED={tmp_path}/shipped", f"BILINGUAL={tmp_path}/runs"]
+    venv = [f"VENV={Path(sys.prefix)}", f"TRAIN={small}"]
+    for trained in (3, 0):
+        done = subprocess.run(["make", "captioner", *venv, *folders], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert len(list((tmp_path / "runs").glob("*-0/bundle"))) == 3
+        assert (done.stdout + done.stderr).count("Total FLOPs") == trained
+    bundle = load_bundle(tmp_path / "shipped")
+    assert bundle.calibration is not None and bundle.config["provenance"]["stored_as"] == "int8"
+    assert "## Biases" in (tmp_path / "shipped" / "README.md").read_text(encoding="utf-8")
