@@ -116,7 +116,7 @@ def alive(pid: int) -> bool:
 # ---------------------------------------------------------------- captioning
 
 
-@pytest.mark.parametrize("how", ["--devices", "torchrun", "srun"])
+@pytest.mark.parametrize("how", ["--devices", pytest.param("torchrun", marks=pytest.mark.slow), "srun"])
 def test_captions_of_several_processes_are_those_of_one(bundle, shapes, tmp_path, how, capsys):
     pictures = [str(shapes / "images" / f"{number:02d}.png") for number in range(7)]
     (tmp_path / "broken.png").write_bytes(b"no picture")

@@ -1,10 +1,5 @@
 """Training through Lightning, as `python -m src.train` does it, at sizes that take seconds."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import pytorch_lightning as lightning
 import torch
@@ -262,52 +257,6 @@ def test_checkpoints_hold_tensors_and_plain_values(shapes, tmp_path):
     checkpoint = torch.load(tmp_path / "c.ckpt", weights_only=True)
     assert checkpoint["vocabulary"]["words"] == data.vocabulary.words
     assert checkpoint["config"]["decoder"]["hidden"] == 14
-
-
-TWO = """
-import sys, torch, pytorch_lightning as lightning
-sys.path.insert(0, {root!r})
-from pathlib import Path
-from tests.test_training import PLAIN, make, weights
-module, data = make(Path({shapes!r}), batch_size={batch}, **(PLAIN | {options!r}))
-trainer = lightning.Trainer(accelerator="cpu", devices={devices}, strategy={strategy!r}, max_epochs=2, logger=False,
-    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    num_sanity_val_steps=0)
-trainer.fit(module, datamodule=data)
-if trainer.is_global_zero:
-    torch.save({{"weights": weights(module), "scores": {{k: float(v) for k, v in trainer.callback_metrics.items()
-        if k.startswith("val/")}}}}, {out!r})
-"""
-
-
-@pytest.mark.parametrize("options", [{}, {"frozen": 1, "unfreeze_epoch": 1, "batch_norm": "keep"}], ids=str)
-def test_two_processes_equal_one(shapes, tmp_path, options):
-    """Two real processes (gloo) with half the batch each end with the weights and validation scores of one, also where
-    some stages begin to learn in the second epoch."""
-    results = []
-    for devices, strategy, batch in ((1, "auto", 4), (2, "ddp", 2)):
-        out, script = tmp_path / f"{devices}.pt", tmp_path / f"run{devices}.py"
-        root = str(Path(__file__).parents[1])
-        script.write_text(
-            TWO.format(
-                root=root,
-                shapes=str(shapes),
-                batch=batch,
-                devices=devices,
-                strategy=strategy,
-                out=str(out),
-                options=options,
-            )
-        )
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-        done = subprocess.run(
-            [sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results.append(torch.load(out, weights_only=True))
-    for name, value in results[0]["weights"].items():
-        torch.testing.assert_close(value, results[1]["weights"][name], atol=1e-5, rtol=1e-4)
-    assert results[0]["scores"] == pytest.approx(results[1]["scores"], rel=1e-4, abs=1e-6)
 
 
 def test_a_schedule_without_an_end_is_refused(tiny_model, vocabulary):
