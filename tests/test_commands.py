@@ -12,6 +12,7 @@ import pytest
 from src import caption, evaluate, quantize, runs, soup
 from src.config import ROOT
 from src.prepare import __main__ as prepare
+from src.train import build_data
 from tests.test_configs import composed
 
 
@@ -135,6 +136,8 @@ def test_shards_train_what_their_table_trains(run, settings, packed, tmp_path):
     (packed / "train" / "000001.tar").write_bytes(b"")
     error = call("src.train", *kept, *mine, f"run_dir={tmp_path / 'bad'}", expect=1).stderr
     assert "000001.tar: 0 bytes, and the manifest says" in error and "Traceback" not in error
+    skipping = build_data(composed([*kept, *mine, f"run_dir={tmp_path / 'bad'}", "data.on_bad_shard=skip"]))
+    assert len(skipping.tables["train"].images) == 11, "5 of 16 are left out"
 
 
 def test_without_validation_pictures_it_says_what_to_do(shapes, tmp_path):

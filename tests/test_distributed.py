@@ -413,6 +413,8 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
         mine, its = (read_results(folder, split) for folder in (run, alone))
         assert mine.captions == its.captions and mine.scores["CIDEr"] == pytest.approx(its.scores["CIDEr"], rel=1e-3)
         assert mine.scores["perplexity"] == pytest.approx(its.scores["perplexity"], rel=1e-3)
+    header = (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/gradient_norm", "eval/val/METEOR", "eval/test/METEOR"} <= set(header)
     (events, *_) = sorted((run / "tensorboard").glob("events.*"))
     logged = events.read_bytes()
     assert all(name in logged for name in (b"val/pictures/3", b"gradients/decoder", b"val/caption_lengths"))
