@@ -58,8 +58,8 @@ class Control:
         tags: those of the TSV's third column.
         dropout: that share, in [0, 1).
         validate: tags; validation (and the scores at the end) are of the rows that carry them all, and ask for them.
-        default: tags that the captioner is asked for where a user asks for none; in training the captions of a table
-            in which none has a tag are taken to have them.
+        default: tags that the captioner is asked for where a user asks for none; where no training caption has
+            a tag, those of all tables without tags are taken to have them.
 
     Raises:
         ValueError: nothing to control, or a value out of its range.
