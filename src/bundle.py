@@ -26,8 +26,10 @@ PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention
 
 CALIBRATION = "calibration.json"
 
-SHIPPED = Path(__file__).resolve().parent.parent / "models" / "flickr8k-bilingual"
-"""The captioner that comes with the code."""
+MODELS = Path(__file__).resolve().parent.parent / "models"
+"""Captioners that come with the code."""
+SHIPPED = MODELS / "flickr8k-bilingual"
+"""The one that is taken where none is named."""
 
 
 class BundleError(ValueError):
@@ -135,7 +137,11 @@ def _untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def bundle_folder(path: Path) -> Path:
-    """A bundle directory as it is; of a run's folder, its bundle."""
+    """A bundle directory as it is; of a run's folder, its bundle. What is no path may be a captioner's name: of one
+    that comes with the code, or of a run in runs/."""
+    if not path.exists():
+        named = [place / path for place in (MODELS, Path("runs"))]
+        path = next((each for each in named if each.is_dir()), path)
     run = not (path / "vocabulary.json").exists() and (path / "bundle" / "config.yaml").exists()
     return path / "bundle" if run else path
 
@@ -146,15 +152,14 @@ def looks_saved(path: Path) -> bool:
 
 
 def read_saved(path: Path) -> Saved:
-    """Read a bundle directory, a run's folder or a Lightning checkpoint (`.ckpt`).
+    """Read a bundle directory, a run's folder (see `bundle_folder` for names) or a Lightning checkpoint (`.ckpt`).
 
     Raises:
         BundleError: something is missing or damaged.
     """
-    path = Path(path)
+    path = bundle_folder(Path(path))
     calibration = None
     if path.is_dir():
-        path = bundle_folder(path)
         for name in ("config.yaml", "vocabulary.json", "model.safetensors"):
             if not (path / name).exists():
                 raise BundleError(
@@ -182,7 +187,11 @@ def read_saved(path: Path) -> Saved:
     elif path == SHIPPED:
         raise BundleError(f"{path}: the captioner that comes with the code is not there; name another one with --model")
     else:
-        raise BundleError(f"{path}: no such file or directory; give a bundle/ directory or a .ckpt file")
+        names = ", ".join(sorted(each.parent.name for each in MODELS.glob("*/config.yaml")))
+        raise BundleError(
+            f"{path}: no such file or directory; give a bundle/ directory, a run's folder or name, or a .ckpt file"
+            + (f"; {names} comes with the code" if names else "")
+        )
     if isinstance(config, dict):
         for part in ("latent", "control"):
             config.setdefault(part, None)  # bundles of versions without it

@@ -1,11 +1,11 @@
-"""Caption pictures: `python -m src.caption photo.jpg`, `… --model runs/…/bundle folder/ "*.png" -o captions.tsv`."""
+"""Caption pictures and videos: `python -m src.caption photo.jpg`, `… --model runs/… folder/ "*.png" -o said.tsv`."""
 
 import argparse
-import glob
 import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,37 +22,17 @@ from src.data.regions import ReadRegions, RegionsError
 from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
 from src.parts import Parts
+from src.pictures import fetch, find_pictures, is_address, is_video
+from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, format_of
 from src.search_flags import add_search_flags, chosen_search
+from src.video import CHANGE, VideoError, duration, scenes
 
-
-def find_pictures(arguments: Sequence[str], names: bool = False) -> list[Path]:
-    """Files as given, pictures below folders (sorted), and what globs match, each once; with `names` an argument that
-    names nothing is a picture of which there are only regions.
-
-    Raises:
-        ValueError: an argument that names nothing, a captioner, or a folder without pictures.
-    """
-    Image.init()
-    known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
-    found: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if looks_saved(path):
-            raise ValueError(f"{argument}: a captioner, no picture; write --model before it")
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in known and p.is_file())
-            if not inside:
-                raise ValueError(f"{argument}: no pictures in this folder")
-        elif path.is_file():
-            inside = [path]
-        else:
-            inside = sorted(Path(p) for p in glob.glob(argument, recursive=True) if Path(p).is_file())
-            if not inside and names:
-                inside = [path]
-            if not inside:
-                raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
-        found |= dict.fromkeys(inside)
-    return list(found)
+EPILOG = """examples:
+  python -m src.caption photo.jpg                            one caption, printed
+  python -m src.caption photos/ -o captions.tsv              a folder; .jsonl and .json have words and scores, too
+  python -m src.caption photos/ --sidecar txt                photos/a.jpg.txt beside each photos/a.jpg
+  python -m src.caption photo.jpg --language zh --n-best 3   in Chinese, three a picture
+  python -m src.caption clip.mp4 -o clip.srt                 a video's scenes as subtitles; .vtt and .json, too"""
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
@@ -79,10 +59,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m src.caption",
-        description="Caption pictures with a trained captioner.",
-        usage="%(prog)s [--model MODEL ...] [FLAGS] FILE|FOLDER|GLOB ...",
+        description="Caption pictures, and the scenes of videos, with a trained captioner.",
+        usage="%(prog)s [--model MODEL ...] [FLAGS] FILE|FOLDER|GLOB|ADDRESS ...",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to caption")
+    result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB|ADDRESS", help="what to caption")
     add_model_flag(result)
     result.add_argument(
         "--regions", metavar="PATH", help="the pictures' regions, for a captioner of regions computed beforehand"
@@ -91,9 +73,16 @@ def parser() -> argparse.ArgumentParser:
         "-o",
         "--output",
         type=Path,
-        help="write a TSV `img_path<TAB>caption` here instead of printing; "
-        "the same call again takes up what a stopped one has captioned",
+        help="write a TSV `img_path<TAB>caption` here instead of printing, or by its ending JSON Lines (.jsonl), JSON "
+        "(.json) or a video's subtitles (.srt, .vtt); the same call again takes up what a stopped one has captioned",
     )
+    result.add_argument(
+        "--sidecar",
+        choices=SIDECARS,
+        help="write a file beside each picture or video instead, such as photo.jpg.txt; those that are there stay",
+    )
+    result.add_argument("--overwrite", action="store_true", help="with --sidecar: write those anew that are there")
+    result.add_argument("--urls", action="store_true", help="fetch pictures from addresses (http, https)")
     result.add_argument(
         "--length", metavar="WORDS", help="short, medium, long or a number of words, of a captioner of control=length"
     )
@@ -115,6 +104,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--min-quality", type=float, metavar="Q", help="do not caption pictures whose quality is below, in [0, 1]"
     )
+    result.add_argument(
+        "--scene-change",
+        type=float,
+        default=CHANGE,
+        metavar="D",
+        help="how much a video's picture changes between scenes, in (0, 1]; less finds more scenes (%(default)s)",
+    )
+    result.add_argument("--every", type=float, metavar="SECONDS", help="caption long scenes of a video so often, too")
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
     result.add_argument(
@@ -156,40 +153,52 @@ def check_flags(options: argparse.Namespace, captioner: Captioner) -> None:
 class Picture(NamedTuple):
     """One that could be read."""
 
-    path: Path
+    name: str
     opened: Image.Image | ReadRegions | None
     """What the captioner takes; None where the picture is too poor to be captioned."""
     quality: float | None = None
     """Where it was asked for."""
+    span: tuple[float, float] | None = None
+    """Seconds of a video."""
 
 
-def open_picture(path: Path, captioner: Captioner, options: argparse.Namespace) -> Picture:
+def open_picture(path: Path | str, captioner: Captioner, options: argparse.Namespace) -> Picture:
     """Read a picture, and look at its quality where that is asked for.
 
     Raises:
         ImageError, RegionsError: it cannot be read; the message names it.
     """
-    seen = None
+    source = fetch(str(path)) if is_address(path) else path
+    opened = None
+    seen, poor = None, False
     if options.quality or options.min_quality is not None:
-        seen = quality(load_image(path)).score  # in full size: the captioner's may be reduced
-        if seen < (options.min_quality or 0):
-            print(f"{path}: not captioned, its quality {seen:.3f} is below {options.min_quality:g}", file=sys.stderr)
-            return Picture(path, None, seen)
-    return Picture(path, captioner.open(path), seen)
+        seen, poor = looked_at(str(path), load_image(source), options)  # in full size: the captioner's may be reduced
+    if not poor:
+        opened = captioner.open(source)
+    return Picture(str(path), opened, seen)
 
 
-def lines(picture: Picture, captions: Sequence[Caption], options: argparse.Namespace) -> Iterator[str]:
-    """The output's lines on a picture: its path, a caption or nothing, and the columns that were asked for."""
-    found: list[Caption | None] = [*captions] or [None]
-    for caption in found:
-        columns = [str(picture.path), caption.text if caption else ""]
-        if options.n_best is not None:
-            columns.append(f"{caption.score:.4f}" if caption else "")
-        if options.confidence:
-            columns.append(f"{caption.confidence:.3f}" if caption else "")
-        if options.quality:
-            columns.append(f"{picture.quality:.3f}")
-        yield "\t".join(columns)
+def looked_at(name: str, image: Image.Image, options: argparse.Namespace) -> tuple[float, bool]:
+    """A picture's quality, and whether it is too poor; stderr says so."""
+    seen = quality(image).score
+    poor = seen < (options.min_quality or 0)
+    if poor:
+        print(f"{name}: not captioned, its quality {seen:.3f} is below {options.min_quality:g}", file=sys.stderr)
+    return seen, poor
+
+
+def video_pictures(path: Path | str, options: argparse.Namespace, bar: tqdm) -> Iterator[Picture]:
+    """The middle frames of a video's scenes; the bar moves on by their seconds.
+
+    Raises:
+        VideoError: it cannot be read; the message names it.
+    """
+    for scene in scenes(path, options.scene_change, options.every):
+        seen, poor = None, False
+        if options.quality or options.min_quality is not None:
+            seen, poor = looked_at(f"{path}, {scene.frame.time:.1f} s", scene.frame.image, options)
+        yield Picture(str(path), None if poor else scene.frame.image, seen, (scene.start, scene.end))
+        bar.update(round(scene.end - scene.start, 1))
 
 
 def sure_enough(picture: Picture, caption: Caption, options: argparse.Namespace) -> list[Caption]:
@@ -199,7 +208,7 @@ def sure_enough(picture: Picture, caption: Caption, options: argparse.Namespace)
     kept = [each for each in found if least is None or (each.confidence is not None and each.confidence >= least)]
     if not kept:
         print(
-            f"{picture.path}: caption left out, its confidence {caption.confidence:.3f} is below {least:g}",
+            f"{picture.name}: caption left out, its confidence {caption.confidence:.3f} is below {least:g}",
             file=sys.stderr,
         )
     return kept
@@ -209,15 +218,48 @@ def wrong_call(options: argparse.Namespace, here: Place) -> str | None:
     """What is wrong with flags that need no captioner, in a sentence."""
     if options.devices < 1:
         return f"--devices {options.devices}: 1 or more"
-    if max(options.devices, here.world) > 1 and not options.output:
-        return "--devices: several processes write a file together; give -o FILE"
+    if options.batch_size < 1:
+        return f"--batch-size {options.batch_size}: 1 or more"
+    if not 0 < options.scene_change <= 1:
+        return f"--scene-change {options.scene_change:g}: a number above 0, up to 1, is wanted"
+    if options.every is not None and options.every <= 0:
+        return f"--every {options.every:g}: seconds, more than 0, are wanted"
+    if options.output and options.sidecar:
+        return "-o writes one file, --sidecar one beside each picture: leave one of the two out"
+    if options.output and options.output.is_dir():
+        return f"{options.output}: a folder; name a file to write, or write files beside the pictures with --sidecar"
+    if options.overwrite and not options.sidecar:
+        return "--overwrite: of --sidecar; a file of -o is always written anew"
+    if max(options.devices, here.world) > 1 and not (options.output or options.sidecar):
+        return "--devices: several processes write files together; give -o FILE or --sidecar"
     return None
+
+
+def check_files(items: Sequence[Path | str], options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written as the flags say.
+
+    Raises:
+        ValueError: one sentence that names the flag.
+    """
+    clips = [item for item in items if is_video(item)]
+    if clips and options.regions is not None:
+        raise ValueError(f"{clips[0]}: a video has no regions computed beforehand: leave --regions or the video out")
+    if options.output and format_of(options.output).subtitles and (len(clips), len(items)) != (1, 1):
+        raise ValueError(f"{options.output}: subtitles are of one video; name one, or write --sidecar srt")
+    if options.sidecar in ("srt", "vtt") and len(clips) < len(items):
+        still = next(item for item in items if item not in clips)
+        raise ValueError(f"--sidecar {options.sidecar}: subtitles are of videos, and {still} is none")
+    lines = not options.sidecar and format_of(options.output or Path()).name == "tsv"
+    if lines and (split := next((item for item in items if any(c in str(item) for c in "\t\n\r")), None)):
+        raise ValueError(f"{str(split)!r}: a tab or line break in its name, which no TSV has: rename it, or -o X.jsonl")
+    if options.sidecar and (far := next((item for item in items if is_address(item)), None)):
+        raise ValueError(f"--sidecar: there is no place beside {far}; give -o FILE")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
     command = parser()
-    options = command.parse_args(arguments)
+    options = command.parse_intermixed_args(arguments)
     models, named = models_and_pictures(options.model, options.pictures)
     if not named:
         command.error("which pictures? Name files, folders or patterns")
@@ -226,7 +268,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if wrong := wrong_call(options, here):
                 raise ValueError(wrong)
-            pictures = find_pictures(named, names=options.regions is not None)
+            items = find_pictures(named, options.regions is not None, options.urls, videos=True)
+            check_files(items, options)
             if options.devices > 1 and here.world == 1:
                 launch(options.devices, "src.caption", arguments)
             device_name = device_of(options.device or device(), here)
@@ -239,60 +282,130 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        return caption_all(pictures, captioner, options, here)
+        return caption_all(items, captioner, options, here)
 
 
-def depends_on(pictures: Sequence[Path], captioner: Captioner, options: argparse.Namespace) -> str:
+def depends_on(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace) -> str:
     """A digest of all that the output's lines depend on: weights, search, flags, pictures."""
     how = {name: str(value) for name, value in vars(options).items() if name not in ("output", "devices", "device")}
-    stats = [path.stat() if path.exists() else None for path in pictures]
-    files = [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(pictures, stats, strict=True)]
+    stats = [path.stat() if isinstance(path, Path) and path.exists() else None for path in items]
+    files = [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(items, stats, strict=True)]
     every = [state_digest(captioner.model), captioner.calibration, captioner.config["generation"], how, files]
     return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def caption_all(pictures: Sequence[Path], captioner: Captioner, options: argparse.Namespace, here: Place) -> int:
-    """Caption this process's share of the pictures, and write or print their lines; returns the exit status."""
-    figures = Figures(options.attention, pictures, captioner) if options.attention else None
-    parts = None
-    if options.output:
-        parts = Parts(options.output, depends_on(pictures, captioner, options), len(pictures), here)
-        if parts.done and not here.rank:
-            print(f"{options.output}: {parts.done} of {len(pictures)} are captioned already", file=sys.stderr)
-    share = range(len(pictures)) if parts is None else parts.share
+def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace, here: Place) -> int:
+    """Caption this process's share of the pictures and videos, and write or print what is said of them; returns the
+    exit status."""
+    figures = Figures(options.attention, items, captioner) if options.attention else None
+    kind = FORMATS[options.sidecar] if options.sidecar else format_of(options.output or Path())
+    columns = Columns(options.n_best is not None, options.confidence, options.quality)
+    files: Parts | Sidecars | None = None
+    if options.sidecar:
+        files = Sidecars([Path(item) for item in items], kind, options.overwrite, here)
+    elif options.output:
+        files = Parts(options.output, depends_on(items, captioner, options), len(items), here)
+    if files and files.done and not here.rank:
+        print(f"{options.output or '--sidecar'}: {files.done} of {len(items)} are captioned already", file=sys.stderr)
+    share = range(len(items)) if files is None else files.share
+    quiet = None if files and not here.rank else True
     unread = 0
-    with tqdm(total=len(share), unit="img", disable=None if options.output and not here.rank else True) as bar:
-        for start in range(0, len(share), options.batch_size):
-            batch: dict[int, Picture] = {}
-            for number in share[start : start + options.batch_size]:
-                try:
-                    batch[number] = open_picture(pictures[number], captioner, options)
-                except (ImageError, RegionsError) as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    unread += 1
-            found = captioner(
-                [each.opened for each in batch.values() if each.opened is not None],
-                options.batch_size,
-                attention=figures is not None,
-                alternatives=(options.n_best or 1) - 1,
-            )
-            for number, picture in batch.items():
-                captions = [] if picture.opened is None else sure_enough(picture, next(found), options)
-                if parts:
-                    parts.add(number, list(lines(picture, captions, options)))
-                for line in () if parts else lines(picture, captions, options):
-                    print(line, flush=True)
-                if figures and captions:
-                    figures.draw(picture, captions[0])
-            if parts:
-                parts.flush()
-            bar.update(len(share[start : start + options.batch_size]))
-    failed = unread if parts is None else len(pictures) - parts.join()
+    with tqdm(total=len(share), unit="img", disable=quiet) as bar:
+        for batch in batches(items, share, options.batch_size):
+            said: dict[int, list[Row]] = {}
+            try:
+                if is_video(items[batch[0]]):
+                    with clip_bar(items[batch[0]], quiet) as seconds:
+                        pictures = video_pictures(items[batch[0]], options, seconds)
+                        for row in merged(captioned(pictures, captioner, options, figures), options.every is not None):
+                            said.setdefault(batch[0], []).append(row)
+                            for line in () if files else kind.entries([row], columns):
+                                print(line, flush=True)
+                else:
+                    opened: dict[int, Picture] = {}
+                    for number in batch:
+                        try:
+                            opened[number] = open_picture(items[number], captioner, options)
+                        except (ImageError, RegionsError) as error:
+                            print(f"error: {error}", file=sys.stderr)
+                            unread += 1
+                    rows = captioned(iter(opened.values()), captioner, options, figures)
+                    for number, row in zip(opened, rows, strict=True):
+                        said[number] = [row]
+                        for line in () if files else kind.entries([row], columns):
+                            print(line, flush=True)
+            except VideoError as error:
+                print(f"error: {error}", file=sys.stderr)
+                unread += 1
+                said.clear()
+            if files:
+                for number, of_item in said.items():
+                    files.add(number, kind.entries(of_item, columns))
+                files.flush()
+            bar.update(len(batch))
+    if isinstance(files, Parts):
+        unread = len(items) - files.join(kind.pieces)
+    elif files:
+        unread = len(items) - files.join()
     if here.rank:
         return 0
-    if failed:
-        print(f"{failed} of {len(pictures)} pictures could not be read", file=sys.stderr)
-    return 1 if failed else 0
+    if unread:
+        print(f"{unread} of {len(items)} pictures could not be read", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def batches(items: Sequence[Path | str], share: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Numbers of items that are captioned together: a video, or up to `size` pictures."""
+    batch: list[int] = []
+    for number in share:
+        if batch and (is_video(items[number]) or is_video(items[batch[0]]) or len(batch) == size):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
+def clip_bar(path: Path | str, quiet: bool | None) -> tqdm:
+    """A bar over a video's seconds."""
+    length = duration(path)
+    return tqdm(total=length and round(length, 1), desc=Path(path).name, unit="s", leave=False, disable=quiet)
+
+
+def captioned(
+    pictures: Iterator[Picture], captioner: Captioner, options: argparse.Namespace, figures: "Figures | None"
+) -> Iterator[Row]:
+    """What is said of each picture, in order; those that are not to be captioned have nothing."""
+    while batch := list(islice(pictures, options.batch_size)):
+        found = captioner.stream(
+            (each.opened for each in batch if each.opened is not None),
+            options.batch_size,
+            attention=figures is not None,
+            alternatives=(options.n_best or 1) - 1,
+        )
+        for picture in batch:
+            captions = [] if picture.opened is None else sure_enough(picture, next(found), options)
+            if figures and captions:
+                figures.draw(picture, captions[0])
+            yield Row(picture.name, captions[: options.n_best or 1], picture.quality, picture.span)
+
+
+def merged(rows: Iterator[Row], wanted: bool) -> Iterator[Row]:
+    """Where it is wanted, parts of a video that say the same one after the other as one."""
+    last: Row | None = None
+    for row in rows:
+        if wanted and last and last.span and row.span and _texts(last) == _texts(row):
+            last = last._replace(span=(last.span[0], row.span[1]))
+            continue
+        if last:
+            yield last
+        last = row
+    if last:
+        yield last
+
+
+def _texts(row: Row) -> list[str]:
+    return [caption.text for caption in row.captions]
 
 
 class Figures:
@@ -300,20 +413,21 @@ class Figures:
 
     Args:
         folder: made, if need be.
-        pictures: all that are captioned: those of one name, from several folders, are numbered.
+        items: all that are captioned: those of one name, from several folders, are numbered.
         captioner: whose looks they are; stderr says where it has none to draw.
     """
 
-    def __init__(self, folder: Path, pictures: Sequence[Path], captioner: Captioner) -> None:
+    def __init__(self, folder: Path, items: Sequence[Path | str], captioner: Captioner) -> None:
         self.folder, self.captioner = folder, captioner
         folder.mkdir(parents=True, exist_ok=True)
         if not captioner.model.decoder.attends:
             print("--attention: this captioner does not attend, so there is nothing to draw", file=sys.stderr)
         counts: dict[str, int] = {}
-        self.names: dict[Path, str] = {}
-        for path in pictures:
-            counts[path.stem] = counts.get(path.stem, 0) + 1
-            self.names[path] = f"{path.stem}-{counts[path.stem]}" if counts[path.stem] > 1 else path.stem
+        self.names: dict[str, str] = {}
+        for item in items:
+            stem = Path(item).stem
+            counts[stem] = counts.get(stem, 0) + 1
+            self.names[str(item)] = f"{stem}-{counts[stem]}" if counts[stem] > 1 else stem
         self.told = not captioner.model.decoder.attends
 
     def draw(self, picture: Picture, caption: Caption) -> None:
@@ -328,13 +442,14 @@ class Figures:
         image = picture.opened
         if not isinstance(image, Image.Image):  # its regions: of the picture itself there may be no file
             try:
-                image = self.captioner.preprocess.decode(picture.path)
+                image = self.captioner.preprocess.decode(picture.name)
             except ImageError:
                 image = nothing()
         drawn = attention_figure(
             image, caption.words, caption.attention, caption.boxes, preprocess=self.captioner.preprocess
         )
-        drawn.save(self.folder / f"{self.names[picture.path]}.png")
+        when = f"-{picture.span[0]:.1f}s" if picture.span else ""
+        drawn.save(self.folder / f"{self.names[picture.name]}{when}.png")
 
 
 if __name__ == "__main__":

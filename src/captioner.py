@@ -1,7 +1,9 @@
 """Captioner: what a user holds. From a bundle to captions of pictures."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.bundle import load_bundle
+from src.bundle import SHIPPED, load_bundle
 from src.confidence import Calibration, mean_log_prob
 from src.config import autocast_dtype, device, precision
 from src.data.control import asked, asked_length
+from src.data.features import in_order
 from src.data.images import load_image
 from src.data.regions import ReadRegions, RegionFiles, RegionsError, padded, region_files
 from src.data.tokenizer import Tokenizer
@@ -24,6 +27,10 @@ from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
 from src.generation.base import Hypotheses, Search
 from src.model import CaptioningModel, instantiate
+from src.pictures import Picture, as_image, each_picture, fetch, is_address
+
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that open pictures while others are captioned."""
 
 
 class Caption(NamedTuple):
@@ -43,6 +50,8 @@ class Caption(NamedTuple):
     """The search's other captions, best first, where asked for."""
     confidence: float | None = None
     """The probability in (0, 1) that it is a good one, where the captioner is calibrated (src/confidence.py)."""
+    picture: str = ""
+    """The path or address of the picture that it is of; empty of one in memory."""
 
 
 class Captioner:
@@ -92,7 +101,7 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path = SHIPPED,
         generation: Search | None = None,
         device_name: str | None = None,
         precision_name: str = "auto",
@@ -101,7 +110,7 @@ class Captioner:
         """Load a bundle directory, a run's folder, or a checkpoint.
 
         Args:
-            path: which one.
+            path: which one, or its name: of one that comes with the code, or of a run in runs/.
             generation: another search than the one it was validated with.
             device_name: cpu, cuda, cuda:1, mps; by default the fastest here.
             precision_name: Lightning's names, or auto.
@@ -144,6 +153,21 @@ class Captioner:
             tags = self.default
         self.control = asked(self.vocabulary, length, tags, language)
         self.go_on_for(0 if length is None else asked_length(self.vocabulary, length))
+
+    @contextmanager
+    def asking(
+        self,
+        length: int | str | None = None,
+        tags: str | Sequence[str] | None = None,
+        language: str | None = None,
+    ) -> Iterator[None]:
+        """For a `with` block, ask for something else; see `ask`."""
+        control, limit = self.control, self.generation.max_length
+        self.ask(length, tags, language)
+        try:
+            yield
+        finally:
+            self.control, self.generation.max_length = control, limit
 
     def go_on_for(self, words: int) -> None:
         """From now on the search's own limit does not cut captions of so many words; of 0, it holds again."""
@@ -234,33 +258,76 @@ class Captioner:
             result.append(every[0]._replace(alternatives=every[1 : alternatives + 1]))
         return result
 
-    def __call__(
+    def __call__(self, pictures: Picture | Iterable[Any], **how: Any) -> list[Caption]:
+        """Caption pictures: `stream`, as a list."""
+        return list(self.stream(pictures, **how))
+
+    def stream(
         self,
-        images: Iterable[str | Path | Image.Image | ReadRegions],
+        pictures: Picture | Iterable[Any],
         batch_size: int = 16,
         attention: bool = False,
         alternatives: int = 0,
+        length: int | str | None = None,
+        tags: str | Sequence[str] | None = None,
+        language: str | None = None,
+        urls: bool = False,
     ) -> Iterator[Caption]:
-        """Caption pictures (files or PIL images, or what `open` gave), in order, lazily.
+        """Caption pictures, in order, as they are read: the next ones are opened while some are captioned.
+
+        Args:
+            pictures: one or any number of them: paths of files, folders and patterns (such as `photos/*.jpg`), PIL
+                images, arrays, tensors and batches of them (see `as_image`), files' bytes, addresses, or what `open`
+                gave.
+            batch_size: pictures at a time.
+            attention: whether captions say where they looked.
+            alternatives: how many further captions of the search each brings.
+            length, tags, language: what is asked for here, instead of what `ask` asked for.
+            urls: whether addresses (http, https) are fetched.
 
         Raises:
             ImageError: a picture that cannot be read; the message names it.
             RegionsError: regions that cannot be read, or that the captioner needs and does not have.
+            ControlError: something that the captioner cannot be asked for.
+            TypeError, ValueError: something that is no picture, or names none.
         """
         self.check_source()
-        pending = iter(images)
-        while batch := list(islice(pending, batch_size)):
-            opened = [self.open(image) if isinstance(image, str | Path) else image for image in batch]
-            seen = self.features(self.stacked(opened))
-            yield from self.captions(self.search(seen, attention), alternatives, seen)
+        asks = length is not None or tags or language is not None
 
-    def open(self, path: str | Path) -> Image.Image | ReadRegions:
-        """A picture file, or its regions, as `__call__` takes them.
+        def opened(picture: Picture) -> tuple[str, Image.Image | ReadRegions]:
+            return _name(picture), self.open(picture)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            found = each_picture(pictures, self.regions is not None, urls)
+            every = in_order(pool, opened, found, 2 * batch_size)
+            while batch := list(islice(every, batch_size)):
+                with self.asking(length, tags, language) if asks else nullcontext():
+                    seen = self.features(self.stacked([picture for _, picture in batch]))
+                    captions = self.captions(self.search(seen, attention), alternatives, seen)
+                for (name, _), caption in zip(batch, captions, strict=True):
+                    yield caption._replace(picture=name)
+
+    def open(self, picture: Picture) -> Image.Image | ReadRegions:
+        """A picture, or its regions by its path, as the encoder's transform takes them.
 
         Raises:
             ImageError, RegionsError: they cannot be read; the message names them.
         """
-        return self.preprocess.decode(path) if self.regions is None else self.regions.read(str(path))
+        if isinstance(picture, ReadRegions):
+            return picture
+        if isinstance(picture, Image.Image):
+            return load_image(picture)
+        if isinstance(picture, np.ndarray | torch.Tensor):
+            return as_image(picture)
+        if is_address(picture):
+            return self.decode(fetch(str(picture)))
+        if self.regions is not None and not isinstance(picture, bytes):
+            return self.regions.read(os.fspath(picture))
+        return self.decode(picture)
+
+    def decode(self, picture: str | os.PathLike[str] | bytes) -> Image.Image:
+        """A picture file, or its bytes, as large as the transform wants it."""
+        return self.preprocess.decode(picture)
 
     def stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> torch.Tensor | Regions:
         """Pictures or their regions as a batch of what the encoder takes."""
@@ -271,3 +338,9 @@ class Captioner:
         if regions:
             return padded(regions)
         return torch.stack([self.preprocess(load_image(picture)) for picture in pictures])
+
+
+def _name(picture: Picture) -> str:
+    """Where a picture is, if it says so."""
+    name = getattr(picture, "filename", "") if isinstance(picture, Image.Image) else picture
+    return str(name) if isinstance(name, str | os.PathLike) else ""

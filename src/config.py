@@ -22,7 +22,6 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from src.runs import flat, sentence
 
@@ -213,6 +212,8 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     """Turn what a user can mend (a ValueError, a missing file, a full disk) into one sentence, not a traceback."""
 
     def wrapped(config: DictConfig) -> Any:
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # seconds, for those who train
+
         try:
             return main(config)
         except (ValueError, OSError, ImportError, MisconfigurationException) as error:

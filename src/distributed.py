@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from joblib import cpu_count
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from torch import distributed
 
 PATIENCE = timedelta(minutes=30)
@@ -112,6 +111,8 @@ def together() -> Iterator[Place]:
     alone = here.world == 1 or distributed.is_initialized()
     if not alone:
         if "MASTER_ADDR" not in os.environ:
+            from pytorch_lightning.plugins.environments import SLURMEnvironment  # seconds, for one process too
+
             cluster = SLURMEnvironment(auto_requeue=False)
             os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = cluster.main_address, str(cluster.main_port)
         distributed.init_process_group("gloo", rank=here.rank, world_size=here.world, timeout=PATIENCE)

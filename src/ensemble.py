@@ -1,5 +1,6 @@
 """Several captioners that caption together: the mean of their probabilities, word by word."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,10 @@ class EnsembleCaptioner(Captioner):
         alike = self.same_view and all(b.shape == boxes[0].shape and torch.allclose(b, boxes[0]) for b in boxes)
         return super().captions(found if alike else found._replace(attention=None), alternatives, seen[0], distinct)
 
-    def open(self, path: str | Path) -> Image.Image:
-        """A picture file, large enough for every member."""
+    def decode(self, picture: str | os.PathLike[str] | bytes) -> Image.Image:
+        """A picture file, or its bytes, large enough for every member."""
         drafts = [each.preprocess.draft * (each.preprocess.resize or each.preprocess.size) for each in self.members]
-        return load_image(path, draft=max(drafts) if all(drafts) else None)
+        return load_image(picture, draft=max(drafts) if all(drafts) else None)
 
     def stacked(self, opened: Sequence[Image.Image | ReadRegions]) -> Any:
         """Pictures as a batch of pixels for each member; those of one transform share theirs."""

@@ -112,6 +112,11 @@ def _onto_disk(path: Path) -> None:
         os.close(number)
 
 
+def encodable(text: str) -> str:
+    """Bytes of a file name that are not UTF-8 as `\\udc..`, which JSON reads back as it was."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a whole file or none of it, and the folder that it lies in.
 

@@ -4,7 +4,7 @@ stopped call has found is taken up by the same call again."""
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from src.distributed import Place, barrier
@@ -53,9 +53,12 @@ class Parts:
     def flush(self) -> None:
         self.file.flush()
 
-    def join(self) -> int:
+    def join(self, pieces: Callable[[Iterator[str]], Iterable[str]] | None = None) -> int:
         """When all processes are done, have the first write the file and remove the parts. Returns how many items have
         lines.
+
+        Args:
+            pieces: all lines → what the file consists of; by default each ends in a line break.
 
         Raises:
             RuntimeError: another process has died.
@@ -67,7 +70,8 @@ class Parts:
         found = dict(self._found())
         partial = self.output.with_name(self.output.name + ".partial")
         with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for item in sorted(found) for line in found[item])
+            lines = (line for item in sorted(found) for line in found[item])
+            file.writelines((f"{line}\n" for line in lines) if pieces is None else pieces(lines))
         os.replace(partial, self.output)
         for path in self._all():
             path.unlink()

@@ -44,11 +44,11 @@ def chosen_search(options: argparse.Namespace, own: Mapping[str, Any]) -> dict[s
     Raises:
         ConfigError: a choice or a field that is not there, a value of the wrong kind, flags that exclude each other.
     """
-    from src.check import check_search  # which is slow to import
-
     words = {name: getattr(options, name) for name in ("include", "exclude") if getattr(options, name)}
     if not (options.search or options.set or words or options.beam is not None):
         return None
+    from src.check import check_search  # which is slow to import
+
     choice = options.search
     if words:
         if choice not in (None, "constrained"):

@@ -21,7 +21,7 @@ import jinja2
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from src.caption import add_model_flag, find_pictures, models_and_pictures
+from src.caption import add_model_flag, models_and_pictures
 from src.captioner import Captioner
 from src.config import keep_freed_memory
 from src.data.features import state_digest
@@ -29,11 +29,12 @@ from src.data.images import ImageError, load_image
 from src.data.regions import ReadRegions, RegionsError
 from src.ensemble import EnsembleCaptioner
 from src.figures import language
-from src.files import write_atomically
+from src.files import encodable, write_atomically
 from src.metrics.content import ContentWords
 from src.metrics.mistakes import FUNCTION_WORDS
 from src.metrics.named import Form, split_words
 from src.metrics.tokenize import share_of_chinese
+from src.pictures import find_pictures
 from src.predictions import read_references
 from src.runs import csv_table, text_table
 from src.search_flags import add_search_flags, chosen_search
@@ -263,7 +264,7 @@ def write_page(
         samples=samples,
         min_confidence=f"{min_confidence:g}",
     )
-    write_atomically(path, _encodable(html))
+    write_atomically(path, encodable(html))
 
 
 def _thumbnails(rows: Sequence[TagSummary]) -> dict[str, tuple[str, str, str]]:
@@ -356,11 +357,6 @@ def row_text(picture: str, tags: Sequence[Tag], captions: Sequence[str], as_json
 
 def _rounded(share: float) -> float:
     return round(share, 4)
-
-
-def _encodable(text: str) -> str:
-    """Bytes of a file name that are not UTF-8 as `\\udc..`, which JSON reads back as it was."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def go_on(partial: Path, settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -539,7 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if path and path.is_dir():
                 raise ValueError(f"{path}: a folder; name a file to write")
         words = ContentWords.load(options.words)
-        pictures = find_pictures(named, names=options.regions is not None)
+        pictures = list(map(Path, find_pictures(named, names=options.regions is not None)))
         people = said_by_people(options.references, pictures) if options.references else {}
         captioner = EnsembleCaptioner.load_all(models, device_name=options.device, regions=options.regions)
         captioner.check_source()
@@ -553,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found:
         print(f"{partial}: going on, {len(found)} pictures are there", file=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # see _encodable
+        sys.stdout.reconfigure(errors="backslashreplace")  # see encodable
     rule: dict[str, Any] = {"unlisted": not options.listed_only, "vocabulary": frozenset(captioner.vocabulary.words)}
     tags: dict[str, list[Tag]] = {}
     with partial.open("a", encoding="utf-8") if partial else nullcontext() as out:
@@ -570,10 +566,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
     if partial:
         rows = [row_text(picture, tags[picture], found[picture], options.json) for picture in tags]
-        write_atomically(options.output, _encodable("".join(f"{row}\n" for row in rows)))
+        write_atomically(options.output, encodable("".join(f"{row}\n" for row in rows)))
     summary = summarise(tags)
     if options.summary:
-        write_atomically(options.summary, _encodable(summary_csv(summary)))
+        write_atomically(options.summary, encodable(summary_csv(summary)))
     if options.html:
         write_page(
             options.html,

@@ -1,7 +1,10 @@
 """`src.caption`'s flags: searches, several captions a picture, confidence, quality."""
 
 import argparse
+import itertools
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,9 @@ from src.data.quality import quality
 from src.generation import BeamSearch, DiverseBeamSearch, GreedySearch, Hypotheses, SampleSearch
 from src.model import build
 from src.search_flags import add_search_flags, chosen_search
+from src.video import scenes
 from tests.conftest import tiny_config
+from tests.test_video import BLUE, RED, write_video
 
 CALIBRATION = Calibration(4.0, 3.0, 0.5, 100)
 
@@ -118,7 +123,7 @@ def test_confidence(call, model, capsys):
     assert {row[0] for row in several} == {row[0] for row in rows}, "every picture has a line"
     (model / "calibration.json").unlink()
     assert "not calibrated" in call("--confidence", status=2)[1]
-    assert next(loaded(model)([rows[0][0]])).confidence is None
+    assert loaded(model)(rows[0][0])[0].confidence is None
     (model / "calibration.json").write_text("{}")
     assert "calibration.json: no calibration" in call(status=2)[1]
 
@@ -216,6 +221,109 @@ def test_searches_caption(call, model):
 )
 def test_wrong_flags_are_one_sentence(call, flags, sentence):
     rows, said = call(*flags, status=2)
+    assert not rows and said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_files_of_every_kind(call, tmp_path):
+    rows, _ = call("--n-best", "2", "--confidence")
+    for name in ("a.jsonl", "a.json"):
+        call("--n-best", "2", "--confidence", "-o", str(tmp_path / name))
+    found = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert found == json.loads((tmp_path / "a.json").read_text())
+    again = [
+        [each["img_path"], one["caption"], f"{one['score']:.4f}", f"{one['confidence']:.3f}"]
+        for each in found
+        for one in (each, *each.get("alternatives", ()))
+    ]
+    assert again == rows and all(each["words"] == each["caption"].split() for each in found)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["a.json", "a.jsonl"]
+
+
+def test_sidecars_are_written_beside_the_pictures_and_never_twice(model, shapes, tmp_path, capsys):
+    shutil.copytree(shapes / "images", tmp_path / "photos")
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (tmp_path / "photos").iterdir()}
+    line = ["--model", str(model), "--device", "cpu", str(tmp_path / "photos"), "--sidecar", "txt"]
+    (tmp_path / "photos" / "03.png.txt").write_text("mine")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"")
+    assert caption.main(line) == 1
+    said = capsys.readouterr()
+    assert "--sidecar: 1 of 25 are captioned already" in said.err and "1 of 25 pictures could not be read" in said.err
+    assert not said.out and (tmp_path / "photos" / "03.png.txt").read_text() == "mine"
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    (tmp_path / "photos" / "bad.png").unlink()
+    (tmp_path / "photos" / "05.png.txt").unlink()
+    assert caption.main(line) == 0 and "23 of 24 are captioned already" in capsys.readouterr().err
+    assert caption.main([*line, "--overwrite"]) == 0
+    expected = {each.picture: f"{each.text}\n" for each in loaded(model)(tmp_path / "photos")}
+    assert {str(path): Path(f"{path}.txt").read_text() for path in before} == expected
+
+
+def test_scenes_of_a_video(model, shapes, tmp_path, capsys):
+    pictures = [Image.open(shapes / "images" / f"{number:02d}.png").resize((96, 64)) for number in (0, 1, 2)]
+    clip = write_video(tmp_path / "clip.mp4", [(RED, 1.5), (pictures[1], 2), (BLUE, 1.5)])
+    line = ["--model", str(model), "--device", "cpu", str(clip)]
+    expected = list(scenes(clip))
+    texts = [each.text for each in loaded(model)([scene.frame.image for scene in expected])]
+    assert caption.main(line) == 0
+    rows = [row.split("\t") for row in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        [f"{clip}#t={round(scene.start, 3):g},{round(scene.end, 3):g}", text]
+        for scene, text in zip(expected, texts, strict=True)
+    ]
+    for name in ("clip.srt", "clip.vtt", "clip.json", "clip.tsv"):
+        assert caption.main([*line, "-o", str(tmp_path / name)]) == 0
+    assert [each["caption"] for each in json.loads((tmp_path / "clip.json").read_text())] == texts
+    assert (tmp_path / "clip.srt").read_text().count(" --> ") == len(texts) == 3
+    assert (tmp_path / "clip.vtt").read_text().startswith("WEBVTT\n\n1\n00:00:00.000 --> 00:00:01.5")
+    both = [
+        *line,
+        str(shapes / "images" / "00.png"),
+        "-o",
+        str(tmp_path / "both.jsonl"),
+        "--quality",
+        "--batch-size",
+        "2",
+    ]
+    assert caption.main(both) == 0
+    found = [json.loads(row) for row in (tmp_path / "both.jsonl").read_text().splitlines()]
+    assert ["video" in each for each in found] == [True] * 3 + [False] and all(0 < e["quality"] < 1 for e in found)
+    assert caption.main([*line, "--sidecar", "srt", "--every", "0.7"]) == 0
+    cues = (tmp_path / "clip.mp4.srt").read_text().split("\n\n")[:-1]
+    assert len(cues) < 7 and [cue.splitlines()[2] for cue in cues][::1][0] == texts[0], "what says the same is one cue"
+    assert all(one.splitlines()[2] != other.splitlines()[2] for one, other in itertools.pairwise(cues))
+    assert caption.main([*line, "--attention", str(tmp_path / "looks")]) == 0
+    assert len(list((tmp_path / "looks").glob("clip-*s.png"))) == 3
+    assert caption.main([*line, "--min-quality", "1", "-o", str(tmp_path / "none.srt")]) == 0
+    assert (tmp_path / "none.srt").read_text() == "" and "clip.mp4, 0.8 s: not captioned" in capsys.readouterr().err
+    (tmp_path / "bad.mp4").write_bytes(b"no video" * 99)
+    assert caption.main([*line[:-1], str(tmp_path / "bad.mp4"), str(clip)]) == 1
+    said = capsys.readouterr()
+    assert (
+        "bad.mp4: no video, or a damaged one" in said.err and [r.split("\t")[1] for r in said.out.splitlines()] == texts
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["-o", "{0}"], "a folder; name a file to write, or write files beside the pictures with --sidecar"),
+        (["-o", "{0}/a.tsv", "--sidecar", "txt"], "-o writes one file, --sidecar one beside each picture"),
+        (["--overwrite"], "--overwrite: of --sidecar"),
+        (["-o", "{0}/a.srt"], "a.srt: subtitles are of one video; name one, or write --sidecar srt"),
+        (["--sidecar", "vtt"], "--sidecar vtt: subtitles are of videos, and "),
+        (["http://127.0.0.1:9/a.png"], "an address, and nothing is fetched unless asked for: --urls"),
+        (["http://127.0.0.1:9/a.png", "--urls", "--sidecar", "txt"], "--sidecar: there is no place beside http://"),
+        (["--scene-change", "0"], "--scene-change 0: a number above 0"),
+        (["--every", "-1"], "--every -1: seconds, more than 0"),
+        (["--batch-size", "0"], "--batch-size 0: 1 or more"),
+        (["--regions", "{0}", "{0}/clip.mp4"], "clip.mp4: a video has no regions computed beforehand"),
+        (["{0}/a\tb.png"], "a tab or line break in its name, which no TSV has: rename it, or -o X.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_written_are_one_sentence(call, tmp_path, flags, sentence):
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "a\tb.png").touch()
+    rows, said = call(*(flag.format(tmp_path) for flag in flags), status=2)
     assert not rows and said.startswith("error: ") and sentence in said and said.count("\n") == 1
 
 

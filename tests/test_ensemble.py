@@ -102,7 +102,7 @@ def test_attention_is_drawn_where_all_look_at_the_same_places(paths, pictures, t
         (found,) = load([paths[0], path])(pictures[:1], attention=True)
         assert found.attention is None and found.text
     found = load(paths)
-    assert not found.model.decoder.attends and next(found(pictures[:1], attention=True)).attention is None
+    assert not found.model.decoder.attends and found(pictures[:1], attention=True)[0].attention is None
 
 
 def test_what_cannot_speak_together_is_refused(paths, tmp_path, vocabulary, pictures):

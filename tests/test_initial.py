@@ -190,6 +190,7 @@ def test_a_run_from_a_bundle_or_a_checkpoint(vocabulary_rule, shapes, tmp_path, 
 
 def test_a_start_that_is_not_there_is_named(shapes, tmp_path):
     with pytest.raises(
-        ValueError, match="nowhere: no such file or directory; give a bundle/ directory or a .ckpt file"
+        ValueError,
+        match="nowhere: no such file or directory; give a bundle/ directory, a run.s folder or name, or a .ckpt file",
     ):
         train(composed([f"init={tmp_path / 'nowhere'}", *tiny(shapes, tmp_path)]))

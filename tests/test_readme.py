@@ -3,11 +3,15 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from PIL import Image
 
 from src import caption, compare, evaluate, quantize, report, runs, soup, studies, tags, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
@@ -26,6 +30,7 @@ from tests.prepare import originals
 from tests.test_compare import evaluated
 from tests.test_configs import composed, tiny
 from tests.test_runs import make as make_run
+from tests.test_video import RED, write_video
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
 
@@ -132,9 +137,13 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
 def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_data").symlink_to(shapes)
-    (tmp_path / "my_data_photos").symlink_to(shapes / "images")
+    shutil.copytree(shapes / "images", tmp_path / "my_data_photos")
     (tmp_path / "data" / "scenes").mkdir(parents=True)
-    (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
+    (tmp_path / "data" / "scenes" / "images").symlink_to(tmp_path / "my_data_photos")
+    if "mp4" in " ".join(arguments):
+        (tmp_path / "clips").mkdir()
+        clip = write_video(tmp_path / "clip.mp4", [(RED, 1)])
+        shutil.copy(clip, tmp_path / "clips" / "one.mp4")
     arguments = [a.replace("my_data/photos", "my_data_photos") for a in arguments]
     if "--devices" in arguments:  # which tests/test_distributed.py tries
         at = arguments.index("--devices")
@@ -148,11 +157,31 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
     (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
     monkeypatch.setattr(caption, "SHIPPED", bundle)
     assert caption.main(arguments) == 0
+    if "--sidecar" in arguments:
+        kind = arguments[arguments.index("--sidecar") + 1]
+        assert len(list(tmp_path.glob(f"*/*.{kind}"))) == (1 if kind == "vtt" else 24)
+        return
     if "-o" not in arguments:
         assert len(capsys.readouterr().out.splitlines()) == 1
         return
+    if "clip.srt" in arguments:
+        assert (tmp_path / "clip.srt").read_text().startswith("1\n00:00:00,000 --> ")
+        return
     lines = (tmp_path / "captions.tsv").read_text().splitlines()
     assert len({line.split("\t")[0] for line in lines}) == 24 and (len(lines) == 24) != ("--n-best" in arguments)
+
+
+def test_captioning_from_python(shapes, tmp_path, monkeypatch, capsys):
+    (tmp_path / "photos").mkdir()
+    image = Image.open(shapes / "images" / "00.png").convert("RGB")
+    for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
+        image.save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    array = np.asarray(image)
+    given = {"image": image, "array": array, "tensor": torch.from_numpy(array.copy()).permute(2, 0, 1)}
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "captioning.md").read_text("utf-8"), re.DOTALL)
+    exec(block, given)
+    assert "photos/a.jpg" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", commands("src.tags"), ids=identify)

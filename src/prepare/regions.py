@@ -30,14 +30,14 @@ def write_regions(output: Path, root: Path, model: str, device: str | None = Non
     """
     import torch  # here: the other commands begin without it
 
-    from src.caption import find_pictures
     from src.captioner import Captioner
     from src.encoders.base import grid_boxes
+    from src.pictures import find_pictures
 
     captioner = Captioner.load(model, device_name=device)
     captioner.check_source()
     encoder = captioner.model.encoder
-    paths = find_pictures([str(root)])
+    paths = list(map(Path, find_pictures([str(root)])))
     for path in tqdm(paths, desc="regions", unit="img", disable=None):
         picture = captioner.preprocess.decode(path)
         pixels = captioner.preprocess(picture).unsqueeze(0).to(captioner.device)
