@@ -21,8 +21,19 @@ from src.files import room_for
 from src.model import CaptioningModel, build, locate
 from src.weights import Storage, restored, stored
 
-PARTS = ("transform", "tokenizer", "control", "encoder", "embedding", "attention", "decoder", "latent", "generation")
-"""The parts of a run's config that a caption depends on."""
+PARTS = (
+    "transform",
+    "tokenizer",
+    "control",
+    "encoder",
+    "embedding",
+    "attention",
+    "decoder",
+    "latent",
+    "matcher",
+    "generation",
+)
+"""The parts of a run's config that a caption, or what is found by a sentence, depends on."""
 
 CALIBRATION = "calibration.json"
 
@@ -193,7 +204,7 @@ def read_saved(path: Path) -> Saved:
             + (f"; {names} comes with the code" if names else "")
         )
     if isinstance(config, dict):
-        for part in ("latent", "control"):
+        for part in ("latent", "control", "matcher"):
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")

@@ -53,7 +53,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {"data.make": make_scenes, "trainer":
 """What takes the fields of parts that name no class."""
 TRAINER_GIVEN = ("callbacks", "logger", "default_root_dir", "use_distributed_sampler", "num_sanity_val_steps")
 """The Trainer's arguments that a run sets itself."""
-OPTIONAL = ("attention", "latent", "scheduler", "callbacks", "logger")
+OPTIONAL = ("attention", "latent", "matcher", "scheduler", "callbacks", "logger")
 """Groups that can be left out, besides those that are null by default."""
 NO_VALIDATION = (
     "there are no validation pictures, and their captions choose the best checkpoint: set data.val=FILE, or "

@@ -91,15 +91,16 @@ def whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
-        _onto_disk(partial)
+        onto_disk(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _onto_disk(path.parent)  # the new name, too
+    onto_disk(path.parent)  # the new name, too
 
 
-def _onto_disk(path: Path) -> None:
+def onto_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk itself."""
     if path.is_dir() and os.name == "nt":
         return  # where folders cannot be opened
     number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

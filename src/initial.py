@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.bundle import PARTS, Saved, read_saved, without_weights
+from src.config import path_name
 from src.data.vocabulary import SPECIALS, Vocabulary
 from src.model import CaptioningModel, ConfigError, build
 
@@ -18,6 +19,9 @@ log = logging.getLogger(__name__)
 FREE = ("transform", "generation", "control")
 """Parts without weights: a run may choose others than its start had."""
 
+MATCHER = "matcher."
+"""Begins the names of a matcher's weights: which a run need not have because its start has one, nor the start because
+the run has one."""
 
 VOCABULARIES = ("extend", "keep")
 
@@ -33,6 +37,12 @@ def started(config: dict[str, Any], given: Collection[str]) -> tuple[dict[str, A
         return config, None
     start = read_saved(Path(config["init"]))
     adopted = adopt(config, start.config, given)
+    if start.config["matcher"] and not adopted["matcher"]:
+        log.info(
+            "init=%s: its matcher does not learn here and would not fit: it is left out", path_name(config["init"])
+        )
+        kept = {key: value for key, value in start.state.items() if not key.startswith(MATCHER)}
+        start = start._replace(state=kept)
     check_fits(adopted, start)
     return adopted, start
 
@@ -45,6 +55,8 @@ def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection
         start: the captioner's own.
         given: what the user or a recipe set: groups (`transform`) and dotted fields (`encoder.frozen`).
 
+    A matcher is taken over where the run has one too, and there alone: one that does not learn fits no longer.
+
     Raises:
         ConfigError: another kind of part than the captioner has.
     """
@@ -54,7 +66,7 @@ def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection
         raise ConfigError(f"init={config['init']} brings the {part}'s weights: leave {weights[0]} out")
     for part in PARTS:
         own, its = config.get(part), start.get(part)
-        if part in given and part in FREE:
+        if (part in given and part in FREE) or (part == "matcher" and not (own and its)):
             continue
         if part in given and _kind(own) != _kind(its):
             raise ConfigError(
@@ -125,7 +137,12 @@ def initialise(model: CaptioningModel, vocabulary: Vocabulary, start: Saved, nam
                 target.copy_(_with_new_rows(value, words) if key in learned else torch.cat([value, target[known:]]))
             else:
                 misfits.append(f"{key} {tuple(value.shape)} into {tuple(target.shape)}")
-    misfits += [f"{key} is not there" for key, tensor in own.items() if tensor.data_ptr() not in filled]
+    new = MATCHER if start.config["matcher"] is None else ()  # one that begins at random
+    misfits += [
+        f"{key} is not there"
+        for key, tensor in own.items()
+        if tensor.data_ptr() not in filled and not key.startswith(new)
+    ]
     if misfits:
         raise _misfit(name, misfits)
     first = start.config["provenance"].get("encoder_weights", "unknown")

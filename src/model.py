@@ -11,6 +11,7 @@ from src.data.vocabulary import Vocabulary
 from src.decoders.base import Decoder
 from src.encoders.base import Encoder, Features
 from src.encoders.precomputed import Regions
+from src.matcher import JointMatcher
 
 
 class ConfigError(ValueError):
@@ -18,12 +19,13 @@ class ConfigError(ValueError):
 
 
 class CaptioningModel(nn.Module):
-    """What turns pictures into words: all the weights there are."""
+    """What turns pictures into words, and with a matcher finds the ones for the others: all the weights there are."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, matcher: JointMatcher | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.matcher = matcher
 
     def compile_parts(self) -> None:
         """From now on PyTorch compiles the encoder, and of the decoder what it says, when they are first called: in
@@ -93,7 +95,8 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
     """The one builder: training, bundles, export and tests all use it, so that widths are never written twice.
 
     Args:
-        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, `latent`, each with its `_target_`.
+        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, `latent`, `matcher`, each with its
+            `_target_`.
         vocabulary: sizes the word table and the output layer.
 
     Raises:
@@ -121,4 +124,7 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
     decoder.controls = list(vocabulary.control_index.values())
     if config.get("latent"):
         decoder = instantiate(config["latent"], decoder=decoder, memory_width=encoder.width)
-    return CaptioningModel(encoder, decoder)
+    matcher = None
+    if config.get("matcher"):
+        matcher = instantiate(config["matcher"], vocabulary=vocabulary, memory_width=encoder.width)
+    return CaptioningModel(encoder, decoder, matcher)

@@ -1,5 +1,5 @@
-"""The LightningModule: a batch to a loss, and validation by generated captions. With `src/data/module.py` this is a
-batch's whole way from disk to loss."""
+"""The LightningModule: a batch to a loss, and validation by generated captions, and by recall where there is a matcher.
+With `src/data/module.py` this is a batch's whole way from disk to loss."""
 
 import logging
 import zlib
@@ -15,9 +15,11 @@ from src.data.module import Batch
 from src.data.tokenizer import Tokenizer
 from src.data.vocabulary import PAD, Vocabulary
 from src.generation.base import Search
+from src.matcher import spoken
 from src.metrics.captions import CaptionScorer
 from src.metrics.degenerate import degenerate
 from src.metrics.gather import GatheredCaptions
+from src.metrics.retrieval import GatheredVectors
 from src.model import TRAINING, CaptioningModel, instantiate
 from src.objectives.base import Objective
 from src.strategies import FullySharded
@@ -67,6 +69,7 @@ class CaptioningModule(lightning.LightningModule):
         self.references, self.metric_names = references, metrics
         self.config, self.seed, self.control = dict(config or {}), seed, list(control)
         self.generated = GatheredCaptions(max_length=generation.max_length + 1, pad=PAD)
+        self.matched = None if model.matcher is None else GatheredVectors(model.matcher.size)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
         self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
         self.fine_tuned = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
@@ -144,7 +147,8 @@ class CaptioningModule(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if not self._is_mine(batch):
             return
-        batch = batch._replace(images=self.model.encoder(batch.images))  # once for both the loss and the captions
+        features = self.model.features(batch.images)  # once for both the loss and the captions
+        batch = batch._replace(images=features)
         loss = self.objective(self.model, batch)
         for name, value in {"loss": loss.total, "tokens": loss.count, **loss.logs}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach().cpu().double()
@@ -152,6 +156,10 @@ class CaptioningModule(lightning.LightningModule):
         prefix = control.expand(len(batch.index), -1) if self.control else None
         captions = self.generation(self.model.decoder, self.model.memory(batch.images), prefix=prefix)
         self.generated.update(batch.index, captions.tokens[:, 0])
+        if self.matched is not None and self.model.matcher is not None:
+            words, lengths, image = spoken(batch)
+            pictures = self.model.matcher.pictures(features)
+            self.matched.update(batch.index, pictures, self.model.matcher.sentences(words, lengths), image)
 
     def _is_mine(self, batch: Batch) -> bool:
         """Whether this process is to validate a batch: where there are fewer pictures than processes, those for which
@@ -171,6 +179,9 @@ class CaptioningModule(lightning.LightningModule):
         index, ids = self.generated.compute()
         self.generated.reset()
         scores = self._score(index.tolist(), ids.tolist()) if self.trainer.is_global_zero else {}
+        if self.matched is not None:
+            scores |= self.matched.compute()
+            self.matched.reset()
         scores = self.trainer.strategy.broadcast(scores)
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name in ("CIDEr", "Bleu_4"))

@@ -87,6 +87,11 @@ _CHARACTERS = re.compile(rf"[{_CJK}]|\d+(?:[.,:]\d+)+|{_LETTERS}(?:['’-]{_LETT
 _IS_CJK = re.compile(f"[{_CJK}]")
 
 
+def is_chinese(token: str) -> bool:
+    """Whether a token begins with a Chinese character or kana."""
+    return _IS_CJK.match(token) is not None
+
+
 class CharacterTokenizer:
     """Chinese (and kana) by character, so that no word segmentation is needed; Latin words and numbers whole.
 

@@ -2,9 +2,19 @@
 
 from src.objectives.adversarial import Adversarial
 from src.objectives.base import Loss, Objective
+from src.objectives.contrastive import Contrastive
 from src.objectives.cross_entropy import CrossEntropy
 from src.objectives.distillation import Distillation
 from src.objectives.self_critical import SelfCritical
 from src.objectives.variational import Variational
 
-__all__ = ["Adversarial", "CrossEntropy", "Distillation", "Loss", "Objective", "SelfCritical", "Variational"]
+__all__ = [
+    "Adversarial",
+    "Contrastive",
+    "CrossEntropy",
+    "Distillation",
+    "Loss",
+    "Objective",
+    "SelfCritical",
+    "Variational",
+]

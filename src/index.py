@@ -1,0 +1,124 @@
+"""Index pictures, so that they can be searched: `python -m src.index photos/ --index photos.index`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from src.bundle import SHIPPED
+from src.captioner import Captioner
+from src.config import keep_freed_memory
+from src.pictures import find_pictures
+from src.retrieval import Index
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m src.index",
+        description="Index pictures, so that `python -m src.search` finds them by a sentence, by a picture, or by "
+        "words of their captions. The same call again adds what is new or has changed; one that was stopped goes on.",
+        usage="%(prog)s --index FOLDER [FLAGS] [FILE|FOLDER|GLOB ...]",
+    )
+    result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to index")
+    result.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="where the index is, or is to be")
+    add_matcher_flag(result)
+    result.add_argument(
+        "--language",
+        nargs="+",
+        metavar="TAG",
+        help="of the captions that words are searched in, such as en zh: one a language (default: the captioner's own)",
+    )
+    result.add_argument(
+        "--no-captions", action="store_true", help="several times as fast; the index cannot be searched by words"
+    )
+    result.add_argument("--prune", action="store_true", help="take out pictures of the given folders that are gone")
+    result.add_argument(
+        "--remove", nargs="+", default=[], metavar="PATH", help="take out pictures, or all below folders"
+    )
+    result.add_argument(
+        "--compact",
+        action="store_true",
+        help="write all as one segment: the fastest to search, and no longer to add to",
+    )
+    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
+    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    return result
+
+
+def add_matcher_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, by default the captioner that comes with the code."""
+    parser.add_argument(
+        "--model",
+        default=str(SHIPPED),
+        help="a bundle/ directory, a run's folder, or a .ckpt, of a captioner with a matcher (default: the captioner "
+        "that comes with the code, of photographs, for sentences in English and in Chinese)",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
+    where it was interrupted."""
+    command = parser()
+    options = command.parse_args(arguments)
+    if not (options.pictures or options.remove or options.compact):
+        command.error("which pictures? Name files, folders or patterns, or --remove PATH")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    keep_freed_memory()
+    try:
+        return run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; {options.index} holds what was done: the same call goes on", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `main` is asked for, but for its errors."""
+    if options.prune and not options.pictures:
+        raise ValueError("--prune: of which folders? Name them, as where they were indexed")
+    if options.no_captions and options.language:
+        raise ValueError("--language and --no-captions: leave one of the two out")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size}: 1 or more")
+    failed: list[str] = []
+    if options.pictures:
+        named = [path for path in options.pictures if not options.prune or Path(path).exists()]
+        pictures = list(map(Path, find_pictures(named)))
+        captioner = Captioner.load(options.model, device_name=options.device)
+        index = Index.create(options.index, captioner, [] if options.no_captions else options.language)
+        with tqdm(total=len(pictures), unit="img", disable=None) as bar:
+            added = index.add(captioner, pictures, options.batch_size, bar.update)
+        for sentence in (failed := added.failed):
+            print(f"error: {sentence}", file=sys.stderr)
+        print(f"{options.index}: {added.new:,} pictures indexed, {added.unchanged:,} unchanged", end="")
+    else:
+        index = Index.open(options.index)
+        print(options.index, end=":")
+    removed = index.remove(options.remove) if options.remove else 0
+    if options.prune:
+        removed += index.remove(gone(index, options.pictures))
+    if options.compact:
+        with index.updating() as update:
+            update.commit(together=True)
+    print(f", {removed:,} removed; it holds {len(index):,}")
+    if failed:
+        print(f"{len(failed)} of {len(pictures)} pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def gone(index: Index, given: Sequence[str]) -> list[str]:
+    """The pictures of an index below the given folders whose files are there no longer."""
+    below = [os.path.join(os.path.abspath(path), "") for path in given]
+    paths = (row.path for row in index.rows())
+    return [path for path in paths if any(path.startswith(each) for each in below) and not os.path.exists(path)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

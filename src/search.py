@@ -1,0 +1,117 @@
+"""Search indexed pictures: `python -m src.search "a dog in the snow" --index photos.index`."""
+
+import argparse
+import html
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.captioner import Captioner
+from src.files import write_atomically
+from src.index import add_matcher_flag
+from src.retrieval import Found, Index
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m src.search",
+        description="Search pictures that `python -m src.index` has indexed: those that a sentence describes, with "
+        "--picture those that are like a picture, with --words those whose captions hold words.",
+        usage="%(prog)s --index FOLDER [FLAGS] SENTENCE | --picture FILE",
+    )
+    result.add_argument("sentence", nargs="?", help="what is to be seen, in English or Chinese")
+    result.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="the index")
+    result.add_argument("--picture", metavar="FILE", help="find pictures like this one")
+    result.add_argument("--words", action="store_true", help="find the sentence's words in generated captions (BM25)")
+    result.add_argument("-n", "--count", type=int, default=10, help="how many pictures (default: 10)")
+    result.add_argument(
+        "--folder", help="only pictures in it or below: its path, or some parts that lie anywhere in a picture's path"
+    )
+    result.add_argument(
+        "--rerank",
+        type=int,
+        default=20,
+        metavar="N",
+        help="of a sentence, look at the first N again, and rank by how likely the captioner is to say it of them too "
+        "(default: 20; 0: not at all, which is faster)",
+    )
+    result.add_argument("--json", action="store_true", help="a JSON object a line: path, score, caption")
+    result.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures instead of printing")
+    add_matcher_flag(result)
+    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 for a wrong call."""
+    command = parser()
+    options = command.parse_args(arguments)
+    if (options.sentence is None) == (options.picture is None):
+        command.error("what is to be found? Give a sentence, or --picture FILE")
+    try:
+        show(find(options), options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find(options: argparse.Namespace) -> list[Found]:
+    """What is asked for."""
+    if options.words and options.picture:
+        raise ValueError("--words searches captions for a sentence's words, and --picture has none: leave one out")
+    if options.rerank < 0:
+        raise ValueError(f"--rerank {options.rerank}: 0 or more")
+    index = Index.open(options.index)
+    if options.words:
+        return index.by_words(options.sentence, options.count, options.folder)
+    captioner = Captioner.load(options.model, device_name=options.device)
+    if options.picture:
+        return index.by_picture(captioner, options.picture, options.count, options.folder)
+    return index.by_sentence(captioner, options.sentence, options.count, options.folder, options.rerank)
+
+
+def show(found: Sequence[Found], options: argparse.Namespace) -> None:
+    """Print what was found, or write it as a page."""
+    if options.html:
+        write_atomically(options.html, page(found, options.sentence or f"like {options.picture}", options.html.parent))
+        print(options.html)
+        return
+    for each in found:
+        if options.json:
+            print(json.dumps(each._asdict(), ensure_ascii=False))
+        else:
+            print(f"{each.score:.3f}\t{each.path}\t{each.caption.replace(chr(10), ' / ')}")
+    if not found:
+        print("nothing was found", file=sys.stderr)
+
+
+def page(found: Sequence[Found], title: str, folder: Path) -> str:
+    """A page of pictures, which are read from where they lie, as the page's folder sees them."""
+    figures = "".join(
+        f'<figure><img src="{html.escape(os.path.relpath(each.path, folder.absolute()))}" alt="">'
+        f"<figcaption>{each.score:.3f} {html.escape(each.caption)}<br><small>{html.escape(each.path)}</small>"
+        "</figcaption></figure>\n"
+        for each in found
+    )
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(title)}</title>
+<style>
+body {{ font: 16px/1.4 system-ui, sans-serif; margin: 2rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); }}
+h1 {{ grid-column: 1 / -1; font-size: 1.4rem; margin: 0; }}
+figure {{ margin: 0; }}
+img {{ width: 100%; height: 12rem; object-fit: cover; background: #8883; }}
+small {{ color: #888; overflow-wrap: anywhere; }}
+</style>
+<h1>{html.escape(title)}</h1>
+{figures}</html>
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

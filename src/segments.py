@@ -1,0 +1,328 @@
+"""A search index on disk: segments that never change, and one manifest, replaced as a whole, that names those that
+count. What a killed process was about to write is not named there, and is swept away by the next one that writes."""
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from src.bm25 import Postings, postings
+from src.data.tokenizer import MixedTokenizer
+from src.files import onto_disk, room_for, whole
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+EXACT = 20_000
+"""Vectors up to which a segment is searched exactly; larger ones have an inverted file."""
+FEW = 0.05
+"""Share of a segment's vectors up to which those that are allowed are looked at one by one."""
+FANOUT = 8
+"""So many segments of like size become one."""
+SMALLEST = 500
+"""Rows of segments that are of like size with all smaller ones."""
+
+
+class IndexFault(ValueError):
+    """An index that is not there, damaged, or of another captioner; the message says which, and what to do."""
+
+
+def faiss() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: it is not installed; says how it is.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ImportError as error:
+        raise ImportError("the search index needs faiss: `pip install faiss-cpu` first, or `make install`") from error
+
+
+class Row(NamedTuple):
+    """What an index knows of a picture besides its vector."""
+
+    path: str
+    """Whole, from the root."""
+    size: int
+    """Bytes of the file, as it was."""
+    changed: int
+    """When, in nanoseconds."""
+    caption: str = ""
+    """One a line."""
+
+
+def key_of(path: str) -> int:
+    """64 bits that stand for a path."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "little")
+
+
+def keys_of(paths: Iterable[str]) -> np.ndarray:
+    """`key_of` of several, uint64."""
+    return np.fromiter(map(key_of, paths), np.uint64)
+
+
+class Texts:
+    """Strings in one buffer, as they lie on disk."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.bytes = np.load(folder / f"{name}.npy", mmap_mode="r")
+        self.first = np.load(folder / f"{name}_first.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.first) - 1
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(self.bytes[self.first[row] : self.first[row + 1]].tobytes())
+
+    @staticmethod
+    def save(folder: Path, name: str, texts: Sequence[str]) -> None:
+        """Write them."""
+        encoded = [os.fsencode(text) for text in texts]
+        np.save(folder / f"{name}.npy", np.frombuffer(b"".join(encoded), np.uint8))
+        np.save(folder / f"{name}_first.npy", np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+
+
+def words_of(caption: str) -> list[str]:
+    """What is searched for in captions: words, and Chinese by character."""
+    return MixedTokenizer().tokens(caption)
+
+
+class Segment:
+    """Some pictures, in the order of their paths' keys.
+
+    Args:
+        folder: what `write_segment` wrote.
+        files: the sizes of its files, in bytes.
+
+    Raises:
+        IndexFault: one of them is missing or has another size.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, int]) -> None:
+        for name, size in files.items():
+            if (found := (folder / name).stat().st_size) != size:
+                raise IndexFault(
+                    f"{folder / name}: damaged ({found:,} bytes instead of {size:,}); restore it, or delete the index "
+                    "and build it again"
+                )
+        self.folder, self.files = folder, dict(files)
+        self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        self.keys = np.load(folder / "keys.npy")
+        self.stats = np.load(folder / "stats.npy", mmap_mode="r")
+        self.folder_of = np.load(folder / "folder_of.npy")
+        self.folders = json.loads((folder / "folders.json").read_text(encoding="ascii"))
+        self.names, self.captions = Texts(folder, "names"), Texts(folder, "captions")
+        self.index = self._faiss()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def _faiss(self) -> Any:
+        if "inverted.faiss" in self.files:
+            return faiss().read_index(str(self.folder / "inverted.faiss"))
+        kinds = faiss().ScalarQuantizer.QT_fp16, faiss().METRIC_INNER_PRODUCT
+        exact = faiss().IndexScalarQuantizer(self.vectors.shape[1], *kinds)
+        exact.add(self.vectors.astype(np.float32))
+        return exact
+
+    @cached_property
+    def postings(self) -> Postings:
+        """Of the captions' words."""
+        terms = json.loads((self.folder / "terms.json").read_text(encoding="ascii"))
+        arrays = (np.load(self.folder / f"postings_{name}.npy", mmap_mode="r") for name in Postings._fields[1:])
+        return Postings({term: number for number, term in enumerate(terms)}, *arrays)
+
+    def path(self, row: int) -> str:
+        """A picture's, whole."""
+        return os.path.join(self.folders[self.folder_of[row]], self.names[row])
+
+    def row(self, row: int) -> Row:
+        """All that is known of a picture."""
+        return Row(self.path(row), int(self.stats[row, 0]), int(self.stats[row, 1]), self.captions[row])
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """The row of each key, -1 where it is not here."""
+        if not len(self):
+            return np.full(len(keys), -1)
+        places = np.minimum(np.searchsorted(self.keys, keys), len(self) - 1)
+        return np.where(self.keys[places] == keys, places, -1)
+
+    def below(self, folder: str) -> np.ndarray:
+        """(n,) whether a picture lies in a folder, or below it: its whole path, or some parts that lie anywhere in
+        one."""
+        sought = os.path.join(os.path.abspath(folder), "")
+        part = None if os.path.isabs(folder) else os.path.join(os.sep, os.path.normpath(folder), "")
+        inside = [(each := os.path.join(its, "")).startswith(sought) or (part and part in each) for its in self.folders]
+        return np.array(inside, bool)[self.folder_of]
+
+    def nearest(
+        self, vector: np.ndarray, count: int, allowed: np.ndarray, probes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The rows whose vectors have the largest inner products with one, of those that are allowed (n,), best first,
+        and the products."""
+        some = int(allowed.sum())
+        if not some:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        inverted = "inverted.faiss" in self.files
+        if inverted and some <= FEW * len(self):
+            rows = np.flatnonzero(allowed)
+        else:
+            options: dict[str, Any] = {}
+            if some < len(self):
+                options["sel"] = faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            kind = faiss().SearchParameters
+            if inverted:
+                kind, options["nprobe"] = faiss().SearchParametersIVF, probes
+            parameters = kind(**options) if options else None
+            wanted = min(4 * count + 20 if inverted else count, len(self))
+            _, found = self.index.search(vector[None].astype(np.float32), wanted, params=parameters)
+            rows = found[0][found[0] >= 0]
+        products = self.vectors[rows].astype(np.float32) @ vector  # the inverted file's are of eight bits
+        best = np.argsort(-products, kind="stable")[:count]
+        return rows[best], products[best]
+
+
+def write_segment(folder: Path, rows: Sequence[Row], vectors: np.ndarray) -> dict[str, int]:
+    """Write a segment, on the disk itself when this returns; what was there of an earlier trial goes.
+
+    Args:
+        folder: it.
+        rows: its pictures.
+        vectors: (n, E), theirs.
+
+    Returns:
+        The sizes of its files.
+
+    Raises:
+        DiskFull: there is no room for it.
+    """
+    keys = keys_of(row.path for row in rows)
+    order = np.argsort(keys)
+    rows = [rows[i] for i in order.tolist()]
+    places = [os.path.split(row.path) for row in rows]
+    folders = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in places))}
+    vectors = np.asarray(vectors, np.float16)[order]
+    shutil.rmtree(folder, ignore_errors=True)
+    with room_for(folder):
+        folder.mkdir(parents=True)
+        np.save(folder / "vectors.npy", vectors)
+        np.save(folder / "keys.npy", keys[order])
+        np.save(folder / "stats.npy", np.array([(row.size, row.changed) for row in rows], np.int64).reshape(-1, 2))
+        np.save(folder / "folder_of.npy", np.array([folders[place] for place, _ in places], np.int32))
+        (folder / "folders.json").write_text(json.dumps(list(folders)), encoding="ascii")
+        Texts.save(folder, "names", [name for _, name in places])
+        Texts.save(folder, "captions", [row.caption for row in rows])
+        found = postings([words_of(row.caption) for row in rows])
+        (folder / "terms.json").write_text(json.dumps(list(found.terms)), encoding="ascii")
+        for name in Postings._fields[1:]:
+            np.save(folder / f"postings_{name}.npy", getattr(found, name))
+        if len(rows) > EXACT:
+            _write_inverted(folder / "inverted.faiss", vectors)
+        for file in folder.iterdir():
+            onto_disk(file)
+        onto_disk(folder)
+        onto_disk(folder.parent)
+    return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+
+
+def _write_inverted(file: Path, vectors: np.ndarray) -> None:
+    """An inverted file of clusters (Jégou et al., 2011, https://doi.org/10.1109/TPAMI.2010.57), in which a vector has
+    eight bits a dimension."""
+    count, size = vectors.shape
+    clusters = int(2 * count**0.5)
+    kinds = faiss().ScalarQuantizer.QT_8bit, faiss().METRIC_INNER_PRODUCT
+    index = faiss().IndexIVFScalarQuantizer(faiss().IndexFlatIP(size), size, clusters, *kinds)
+    index.cp.niter, index.cp.max_points_per_centroid = 10, 64
+    drawn = np.random.default_rng(0).permutation(count)[: 64 * clusters]
+    index.train(vectors[np.sort(drawn)].astype(np.float32))
+    for start in range(0, count, 1 << 16):
+        index.add(vectors[start : start + (1 << 16)].astype(np.float32))
+    faiss().write_index(index, str(file))
+
+
+class State(NamedTuple):
+    """What an index held when its manifest was read."""
+
+    manifest: dict[str, Any]
+    segments: list[Segment]
+    alive: list[np.ndarray]
+    """(n,) of each segment, which of its pictures have not been removed since."""
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of an index.
+
+    Raises:
+        IndexFault: there is none, or a damaged one.
+    """
+    file = directory / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IndexFault(
+            f"{directory}: no index here; `python -m src.index FOLDER --index {directory}` builds one"
+        ) from error
+    try:
+        manifest = json.loads(text)
+        digest = manifest.pop("digest")
+        if digest != _digest(manifest):
+            raise ValueError("its content is not what was written")
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexFault(f"{file}: damaged ({error}); restore it, or delete {directory} and build it again") from error
+    return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Put a manifest in the place of the one before: what it names is the index from now on."""
+    with whole(directory / MANIFEST) as partial:
+        partial.write_text(json.dumps({**manifest, "digest": _digest(manifest)}, indent=1), encoding="utf-8")
+
+
+def read_state(directory: Path, known: State | None = None) -> State:
+    """Read an index; segments that are `known` already are taken over.
+
+    Raises:
+        IndexFault: there is none, or a damaged one.
+    """
+    there = {} if known is None else {each.folder.name: each for each in known.segments}
+    for trial in range(10):
+        manifest = read_manifest(directory)
+        try:
+            segments, alive = [], []
+            for entry in manifest["segments"]:
+                folder = directory / entry["name"]
+                segments.append(there.get(entry["name"]) or Segment(folder, entry["files"]))
+                mask = np.ones(len(segments[-1]), bool)
+                if entry["removed"]:
+                    mask[np.load(directory / entry["removed"])] = False
+                alive.append(mask)
+            return State(manifest, segments, alive)
+        except FileNotFoundError as error:
+            if trial < 9 and read_manifest(directory) != manifest:
+                continue  # another process has replaced it, and swept
+            raise IndexFault(
+                f"{error.filename}: missing; restore it, or delete {directory} and build the index again"
+            ) from error
+    raise AssertionError
+
+
+def sweep(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Delete what the manifest does not name: what was merged, and what a killed process left. For the process that
+    holds the lock."""
+    named = {each for entry in manifest["segments"] for each in (entry["name"], entry["removed"])}
+    for path in directory.iterdir():
+        if path.name.startswith("segment-") and path.name not in named:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
