@@ -35,7 +35,9 @@ PARTS = (
 )
 """The parts of a run's config that a caption, or what is found by a sentence, depends on."""
 
-CALIBRATION = "calibration.json"
+CALIBRATION, MATCHING = "calibration.json", "matching.json"
+"""Of confidence, and of how well a sentence matches a picture."""
+WEIGHTS = "model.safetensors"
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 """Captioners that come with the code."""
@@ -54,6 +56,8 @@ class Bundle(NamedTuple):
     """PARTS, and `provenance`: what is known of the training."""
     calibration: Calibration | None = None
     """Of confidence, where validation captions were scored."""
+    matching: Calibration | None = None
+    """Of its matcher, likewise."""
 
 
 class Saved(NamedTuple):
@@ -64,6 +68,7 @@ class Saved(NamedTuple):
     state: dict[str, Tensor]
     """The model's weights by name."""
     calibration: Calibration | None = None
+    matching: Calibration | None = None
 
 
 def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,9 +82,10 @@ def save_bundle(
     scores: Mapping[str, Any] | None = None,
     storage: Storage = "float32",
     card: str = "",
+    kept: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json where there
-    is one, and a model card. It appears whole or not at all.
+    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json and
+    matching.json where there are any, and a model card. It appears whole or not at all.
 
     Args:
         directory: it; what is there is replaced.
@@ -87,6 +93,7 @@ def save_bundle(
         scores: for the model card.
         storage: of the weights; `load_bundle` gives float32 whatever it was.
         card: what else the model card is to say.
+        kept: of the weights, those that are stored as given here.
 
     Its provenance names the storage, where that is not float32.
 
@@ -102,7 +109,7 @@ def save_bundle(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with room_for(directory):
-            _write(partial, bundle, scores or {}, storage, card)
+            _write(partial, bundle, scores or {}, storage, card, kept or {})
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -125,15 +132,23 @@ def check_new(directory: Path, overwrite: bool) -> None:
         raise ValueError(f"{directory} is there and is no bundle: name another folder")
 
 
-def _write(directory: Path, bundle: Bundle, scores: Mapping[str, Any], storage: Storage, card: str) -> None:
+def _write(
+    directory: Path,
+    bundle: Bundle,
+    scores: Mapping[str, Any],
+    storage: Storage,
+    card: str,
+    kept: Mapping[str, Tensor],
+) -> None:
     directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(
         yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
     )
     bundle.vocabulary.save(directory / "vocabulary.json")
-    save_file(stored(_untied(bundle.model.state_dict()), storage), directory / "model.safetensors")
-    if bundle.calibration is not None:
-        bundle.calibration.save(directory / CALIBRATION)
+    save_file({**stored(_untied(bundle.model.state_dict()), storage), **kept}, directory / WEIGHTS)
+    for name, calibration in ((CALIBRATION, bundle.calibration), (MATCHING, bundle.matching)):
+        if calibration is not None:
+            calibration.save(directory / name)
     (directory / "README.md").write_text(_card(bundle, scores, card), encoding="utf-8")
 
 
@@ -169,21 +184,23 @@ def read_saved(path: Path) -> Saved:
         BundleError: something is missing or damaged.
     """
     path = bundle_folder(Path(path))
-    calibration = None
+    calibration = matching = None
     if path.is_dir():
-        for name in ("config.yaml", "vocabulary.json", "model.safetensors"):
+        for name in ("config.yaml", "vocabulary.json", WEIGHTS):
             if not (path / name).exists():
                 raise BundleError(
                     f"{path}: no captioner here ({name} is missing); give a bundle/ directory or a .ckpt file"
                 )
         try:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            state = restored(load_file(path / "model.safetensors"))
+            state = restored(load_file(path / WEIGHTS))
         except (yaml.YAMLError, SafetensorError, ValueError) as error:
             raise BundleError(f"{path}: damaged ({error}); copy or train it again") from error
         vocabulary = Vocabulary.load(path / "vocabulary.json")
         if (path / CALIBRATION).exists():
             calibration = Calibration.load(path / CALIBRATION)
+        if (path / MATCHING).exists():
+            matching = Calibration.load(path / MATCHING)
     elif path.is_file():
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -208,7 +225,7 @@ def read_saved(path: Path) -> Saved:
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
-    return Saved(config, vocabulary, state, calibration)
+    return Saved(config, vocabulary, state, calibration, matching)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -217,7 +234,7 @@ def load_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: something is missing or damaged.
     """
-    config, vocabulary, state, calibration = read_saved(Path(path))
+    config, vocabulary, state, calibration, matching = read_saved(Path(path))
     model = build(without_weights(config), vocabulary)
     try:
         result = model.load_state_dict(state, strict=False)
@@ -232,7 +249,7 @@ def load_bundle(path: Path) -> Bundle:
             f"{(missing + result.unexpected_keys)[:2]})"
         )
     model.encoder.backbone.weights_used = config["provenance"].get("encoder_weights", "unknown")
-    return Bundle(model.eval(), vocabulary, config, calibration)
+    return Bundle(model.eval(), vocabulary, config, calibration, matching)
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
+from src.alerts import RATE, alerts, matches
 from src.bundle import SHIPPED, looks_saved
 from src.captioner import Caption, Captioner
 from src.config import device, keep_freed_memory
@@ -21,18 +22,23 @@ from src.data.quality import quality
 from src.data.regions import ReadRegions, RegionsError
 from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
+from src.matching import match_calibration, sentence_vectors
 from src.parts import Parts
 from src.pictures import fetch, find_pictures, is_address, is_video
-from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, format_of
+from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, clock, format_of
 from src.search_flags import add_search_flags, chosen_search
-from src.video import CHANGE, VideoError, duration, scenes
+from src.video import CHANGE, Frame, VideoError, duration, frames, scenes
+
+ALERT = 0.9
+"""The probability of a match from which there is an alert."""
 
 EPILOG = """examples:
   python -m src.caption photo.jpg                            one caption, printed
   python -m src.caption photos/ -o captions.tsv              a folder; .jsonl and .json have words and scores, too
   python -m src.caption photos/ --sidecar txt                photos/a.jpg.txt beside each photos/a.jpg
   python -m src.caption photo.jpg --language zh --n-best 3   in Chinese, three a picture
-  python -m src.caption clip.mp4 -o clip.srt                 a video's scenes as subtitles; .vtt and .json, too"""
+  python -m src.caption clip.mp4 -o clip.srt                 a video's scenes as subtitles; .vtt and .json, too
+  python -m src.caption clip.mp4 --alert "a dog in the snow" when its picture matches a sentence"""
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +118,20 @@ def parser() -> argparse.ArgumentParser:
         help="how much a video's picture changes between scenes, in (0, 1]; less finds more scenes (%(default)s)",
     )
     result.add_argument("--every", type=float, metavar="SECONDS", help="caption long scenes of a video so often, too")
+    result.add_argument(
+        "--alert",
+        action="append",
+        default=[],
+        metavar="SENTENCE",
+        help="instead of a video's captions, the times at which its picture matches a sentence; repeatable",
+    )
+    result.add_argument(
+        "--alert-confidence",
+        type=float,
+        default=ALERT,
+        metavar="P",
+        help="how probable a match is to be for that, in [0, 1] (%(default)s)",
+    )
     result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
     result.add_argument(
@@ -135,7 +155,10 @@ def check_flags(options: argparse.Namespace, captioner: Captioner) -> None:
             f"--n-best {count}: the search gives 1 to {most} captions a picture; add --beam {max(count, 1)}, or "
             f"--search sample --set captions={max(count, 1)}"
         )
-    for flag in ("min_confidence", "min_quality"):
+    if options.alert:
+        match_calibration(captioner)
+        sentence_vectors(captioner, options.alert)
+    for flag in ("min_confidence", "min_quality", "alert_confidence"):
         value = getattr(options, flag)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"--{flag.replace('_', '-')} {value:g}: a number from 0 to 1 is wanted")
@@ -244,6 +267,11 @@ def check_files(items: Sequence[Path | str], options: argparse.Namespace) -> Non
     clips = [item for item in items if is_video(item)]
     if clips and options.regions is not None:
         raise ValueError(f"{clips[0]}: a video has no regions computed beforehand: leave --regions or the video out")
+    if options.alert and len(clips) < len(items):
+        still = next(item for item in items if item not in clips)
+        raise ValueError(
+            f"--alert: of videos, and {still} is none; `python -m src.search` finds pictures by a sentence"
+        )
     if options.output and format_of(options.output).subtitles and (len(clips), len(items)) != (1, 1):
         raise ValueError(f"{options.output}: subtitles are of one video; name one, or write --sidecar srt")
     if options.sidecar in ("srt", "vtt") and len(clips) < len(items):
@@ -299,7 +327,7 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
     exit status."""
     figures = Figures(options.attention, items, captioner) if options.attention else None
     kind = FORMATS[options.sidecar] if options.sidecar else format_of(options.output or Path())
-    columns = Columns(options.n_best is not None, options.confidence, options.quality)
+    columns = Columns(options.n_best is not None, options.confidence or bool(options.alert), options.quality)
     files: Parts | Sidecars | None = None
     if options.sidecar:
         files = Sidecars([Path(item) for item in items], kind, options.overwrite, here)
@@ -316,8 +344,7 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
             try:
                 if is_video(items[batch[0]]):
                     with clip_bar(items[batch[0]], quiet) as seconds:
-                        pictures = video_pictures(items[batch[0]], options, seconds)
-                        for row in merged(captioned(pictures, captioner, options, figures), options.every is not None):
+                        for row in clip_rows(items[batch[0]], captioner, options, figures, seconds):
                             said.setdefault(batch[0], []).append(row)
                             for line in () if files else kind.entries([row], columns):
                                 print(line, flush=True)
@@ -388,6 +415,34 @@ def captioned(
             if figures and captions:
                 figures.draw(picture, captions[0])
             yield Row(picture.name, captions[: options.n_best or 1], picture.quality, picture.span)
+
+
+def clip_rows(
+    path: Path | str, captioner: Captioner, options: argparse.Namespace, figures: "Figures | None", bar: tqdm
+) -> Iterator[Row]:
+    """What is said of a video's scenes, or the times of its alerts, of whose beginning stderr tells at once.
+
+    Raises:
+        VideoError: it cannot be read; the message names it.
+    """
+    if not options.alert:
+        rows = captioned(video_pictures(path, options, bar), captioner, options, figures)
+        yield from merged(rows, options.every is not None)
+        return
+
+    def watched() -> Iterator[Frame]:
+        for frame in frames(path, RATE, side=512):
+            bar.update(round(frame.time - bar.n, 1))
+            yield frame
+
+    found = matches(captioner, watched(), options.alert, options.batch_size)
+    for alert in alerts(found, options.alert, options.alert_confidence):
+        if alert.ended:
+            said = Caption(alert.sentence, [], [], alert.confidence, confidence=alert.confidence)
+            yield Row(str(path), [said], span=(alert.start, alert.end))
+        else:
+            with bar.external_write_mode(file=sys.stderr):
+                print(f"{path}, {clock(alert.start)}: {alert.sentence} ({alert.confidence:.2f})", file=sys.stderr)
 
 
 def merged(rows: Iterator[Row], wanted: bool) -> Iterator[Row]:

@@ -93,6 +93,8 @@ class Captioner:
         """Where pictures' regions are, for a captioner of regions computed beforehand."""
         self.calibration: Calibration | None = None
         """Of confidence."""
+        self.matching: Calibration | None = None
+        """Of how well a sentence matches a picture (src/matching.py)."""
         self.default: str | Sequence[str] | None = None
         """Tags to ask for where none are asked for."""
         self.members: list[Captioner] = [self]
@@ -131,6 +133,7 @@ class Captioner:
             precision_name,
         )
         captioner.config, captioner.calibration = bundle.config, bundle.calibration
+        captioner.matching = bundle.matching
         captioner.default = (bundle.config["control"] or {}).get("default")
         captioner.ask()
         if regions is not None:

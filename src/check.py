@@ -40,6 +40,7 @@ from src.help import no_field, shown
 from src.initial import VOCABULARIES, freeze
 from src.metrics.captions import METRICS
 from src.metrics.java import INSTALL_JAVA, find_java
+from src.metrics.retrieval import RETRIEVAL
 from src.model import TRAINING, ConfigError, build, instantiate, locate
 from src.objectives import Distillation, Objective
 from src.prepare.scenes import make_scenes
@@ -85,6 +86,7 @@ FIELDS: dict[str, Any] = {
     "clip": str | None,
     "per_image": PerImage,
     "diversity": int | None,
+    "rerank": int | None,
     "ckpt": str | None,
     "init": str | None,
     "init_vocabulary": Choice[VOCABULARIES],
@@ -443,7 +445,7 @@ def check_search(node: Mapping[str, Any]) -> None:
     _construct("generation", node)
 
 
-OF_MODELS = ("generation", "regions", "length", "tags", "calibrate", "reuse")
+OF_MODELS = ("generation", "regions", "length", "tags", "calibrate", "reuse", "rerank")
 """Fields of an evaluation that captions which are there already have no use for."""
 OF_PREDICTIONS = ("references", "images", "training")
 
@@ -467,6 +469,7 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"])
     at_least(2, "", diversity=config["diversity"])
+    at_least(1, "", rerank=config["rerank"])
     at_least(1, "", devices=config["devices"])
     check_per_image(config["per_image"])
     source = evaluated(config)
@@ -603,6 +606,10 @@ def _check_monitor(path: str, node: Mapping[str, Any], config: Mapping[str, Any]
     if monitor is None:
         return
     scores, logged = [f"val/{name}" for name in metrics], [f"val/{name}" for name in LOGGED]
+    if config.get("matcher"):
+        logged += [f"val/{name}" for name in RETRIEVAL]
+    elif monitor.removeprefix("val/") in RETRIEVAL:
+        raise ConfigError(f"{path}.monitor={monitor}: it is a matcher's, and there is none; add objective=contrastive")
     choices = ", ".join([*scores, "val/loss"])
     if monitor not in (*scores, *logged):
         if monitor.removeprefix("val/") in METRICS and monitor.startswith("val/"):
@@ -613,7 +620,7 @@ def _check_monitor(path: str, node: Mapping[str, Any], config: Mapping[str, Any]
         name = monitor if "/" in monitor else f"val/{monitor}"
         if guess := help.meant(name, [*scores, *(f"val/{metric}" for metric in METRICS)]):
             raise ConfigError(f"{path}.monitor={monitor}: no such score; choose one of {choices}{guess}")
-    if monitor.endswith(("loss", "cross_entropy")) and node.get("mode", "min") == "max":
+    if monitor.endswith(("loss", "cross_entropy", "median_rank")) and node.get("mode", "min") == "max":
         raise ConfigError(f"{path}.mode=max: {monitor} is better where it is lower; set {path}.mode=min")
     if monitor == "val/METEOR" and here and find_java() is None:
         raise ConfigError(f"{path}.monitor=val/METEOR needs Java, and none was found; {INSTALL_JAVA}")

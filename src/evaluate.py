@@ -10,7 +10,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from src.bundle import CALIBRATION, bundle_folder
+from src.bundle import CALIBRATION, MATCHING, bundle_folder
 from src.captioner import Captioner
 from src.check import check, evaluated, named_models
 from src.command import command
@@ -34,6 +34,7 @@ from src.evaluation import (
     training_captions,
 )
 from src.help import choice_fields, choices
+from src.matching import matcher_of
 from src.model import ConfigError, instantiate
 from src.predictions import of_images, read_predictions, read_references
 from src.results import META, references_digest
@@ -84,6 +85,8 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
             f"diversity={config['diversity']}: the search gives at most {captioner.generation.captions} captions a "
             f"picture; choose generation=sample generation.captions={config['diversity']}, or a beam of that size"
         )
+    if config["rerank"]:
+        matcher_of(captioner)  # one without is refused before any work
     split, length = config["split"], config["length"]
     tags = config["tags"] or captioner.default or ()
     captioner.ask(None if length == REFERENCE else length, tags)
@@ -112,6 +115,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
         "control": captioner.control,
         "length": length,
         "diversity": config["diversity"],
+        "rerank": config["rerank"],
     }
     if config["reuse"] and not config["calibrate"] and _scored_before(output, views[0], how, config, about):
         return title
@@ -136,6 +140,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
         limit=config["limit"],
         length=length,
         diversity=config["diversity"],
+        rerank=config["rerank"],
         per_image=config["per_image"],
     )
     if config["calibrate"] and not place().rank:
@@ -229,7 +234,7 @@ def _seeds(captioner: Captioner) -> Any:
 
 
 def _calibrate(model: Path, output: Path) -> None:
-    """Keep in a bundle the calibration that its scores gave.
+    """Keep in a bundle the calibrations that its scores gave.
 
     Raises:
         ConfigError: they gave none.
@@ -237,7 +242,9 @@ def _calibrate(model: Path, output: Path) -> None:
     if not (output / CALIBRATION).exists():
         reason = json.loads((output / META).read_text(encoding="utf-8"))["not_computed"]["confidence_ece"]
         raise ConfigError(f"calibrate=true: {reason}; the scores are in {output}, and the bundle is as it was")
-    Calibration.load(output / CALIBRATION).save(bundle_folder(model) / CALIBRATION)
+    for name in (CALIBRATION, MATCHING):
+        if (output / name).exists():
+            Calibration.load(output / name).save(bundle_folder(model) / name)
 
 
 def _scored_before(

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import src
-from src.bundle import CALIBRATION
+from src.bundle import CALIBRATION, MATCHING
 from src.captioner import Caption, Captioner
 from src.confidence import Assessed, assess, mean_log_prob
 from src.config import ROOT
@@ -28,6 +28,7 @@ from src.distributed import Place, exchange, place
 from src.metrics import diversity as differences
 from src.objectives.cross_entropy import CrossEntropy
 from src.overview import score_text
+from src.recall import recall_of
 from src.report import write_report
 from src.results import Looks, PerImage, make_folder, read_results, references_digest, write_results
 from src.scoring import Scored, Scorer, Scoring, read_nouns
@@ -78,6 +79,7 @@ def evaluate(
     limit: int | None = None,
     length: int | str | None = None,
     diversity: int | None = None,
+    rerank: int | None = None,
     per_image: PerImage = "csv",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -98,6 +100,7 @@ def evaluate(
             for the number of words of its own first reference, or the nearest that the captioner knows. Adds
             `length_within_1`, the share of captions that are at most a word longer or shorter than was asked for.
         diversity: score so many captions a picture besides: how they differ, and their best.
+        rerank: of a captioner with a matcher, score besides what ranks the first so many again by its likelihoods too.
         per_image: what scores of single images are written as.
         progress: show a bar.
 
@@ -140,6 +143,10 @@ def evaluate(
     if wanted:
         near = [abs(len(c.words) - words) <= 1 for c, words in zip(captions, wanted, strict=True)]
         more["length_within_1"] = sum(near) / len(near)
+    matching = None
+    if not together and captioner.model.matcher is not None:
+        found, matching = recall_of(captioner, data, split, limit, rerank or 0, progress)
+        more |= found
     every = {name: [caption, *caption.alternatives] for name, caption in zip(names, captions, strict=True)}
     words = {name: [" ".join(each.words) for each in group] for name, group in every.items()}
     more["vocabulary_share"] = differences.words_used(words, captioner.vocabulary.index)
@@ -160,13 +167,15 @@ def evaluate(
         "control": captioner.control,
         "length": length,
         "diversity": diversity,
+        "rerank": rerank,
         "preprocess": captioner.preprocess.to_dict(),
         "regions": data.regions is not None,
         **(meta or {}),
     }
-    (output / CALIBRATION).unlink(missing_ok=True)
-    if sure.calibration is not None:
-        sure.calibration.save(output / CALIBRATION)
+    for name, calibration in ((CALIBRATION, sure.calibration), (MATCHING, matching)):
+        (output / name).unlink(missing_ok=True)
+        if calibration is not None:
+            calibration.save(output / name)
     return keep(
         output,
         said,

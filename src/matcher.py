@@ -44,7 +44,7 @@ class JointMatcher(nn.Module):
         words: int = 256,
         hidden: int = 256,
         heads: int = 4,
-        dropout: float = 0.3,
+        dropout: float = 0.2,
         word_dropout: float = 0.1,
         likelihood: float = 0.1,
     ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from src.captioner import Captioner
+from src.confidence import Calibration
 from src.data.control import tag_tokens
 from src.data.features import state_digest
 from src.data.tokenizer import is_chinese
@@ -37,6 +38,22 @@ def matcher_of(captioner: Captioner) -> JointMatcher:
     if captioner.model.matcher is None:
         raise ValueError(f"this captioner has no matcher, which finds pictures: {HOW}")
     return captioner.model.matcher
+
+
+def match_calibration(captioner: Captioner) -> Calibration:
+    """Inner product of a picture's and a sentence's vector → the probability that it is said of it rather than of
+    another picture.
+
+    Raises:
+        ValueError: the captioner has no matcher, or it was not calibrated.
+    """
+    matcher_of(captioner)
+    if captioner.matching is None:
+        raise ValueError(
+            "this captioner's matcher is not calibrated; `python -m src.evaluate model=BUNDLE data=… split=val "
+            "calibrate=true` calibrates a bundle"
+        )
+    return captioner.matching
 
 
 def digest_of(captioner: Captioner) -> str:

@@ -300,10 +300,10 @@ class Index:
         self.check(captioner)
         captioner.check_source()
         failed: list[str] = []
-        new = 0
+        new, paths = 0, list(dict.fromkeys(map(_whole_path, pictures)))
         with self.updating() as update:
-            fresh = update.fresh(pictures)
-            progress(len(pictures) - len(fresh))
+            fresh = update.fresh(paths)
+            progress(len(paths) - len(fresh))
             pending = iter(fresh)
             while batch := list(islice(pending, batch_size)):
                 rows, opened = [], []
@@ -327,7 +327,7 @@ class Index:
                     update.put(rows, picture_vectors(captioner, seen))
                     new += len(rows)
                 progress(len(batch))
-        return Added(new, len(pictures) - len(fresh), failed)
+        return Added(new, len(paths) - len(fresh), failed)
 
     def remove(self, paths: Sequence[str | Path]) -> int:
         """Take pictures, and all below folders, out of the index; returns how many."""
@@ -345,9 +345,8 @@ class Update:
         self.changed = False
         self.kept_at = time.monotonic()
 
-    def fresh(self, pictures: Sequence[str | Path]) -> list[str]:
-        """Of files, the whole paths of those that are not in the index as they are now, each once."""
-        paths = list(dict.fromkeys(map(_whole_path, pictures)))
+    def fresh(self, paths: Sequence[str]) -> list[str]:
+        """Of files, by their whole paths, those that are not in the index as they are now."""
         known = np.zeros(len(paths), bool)
         keys = keys_of(paths)
         for segment, removed in zip(self.index.state.segments, self.removed, strict=True):

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +94,7 @@ def words_of(caption: str) -> list[str]:
 
 
 class Segment:
-    """Some pictures, in the order of their paths' keys.
+    """Some pictures, in the order of their paths' keys. All its files are opened at once: they may be swept away.
 
     Args:
         folder: what `write_segment` wrote.
@@ -119,6 +118,9 @@ class Segment:
         self.folder_of = np.load(folder / "folder_of.npy")
         self.folders = json.loads((folder / "folders.json").read_text(encoding="ascii"))
         self.names, self.captions = Texts(folder, "names"), Texts(folder, "captions")
+        terms = json.loads((folder / "terms.json").read_text(encoding="ascii"))
+        arrays = (np.load(folder / f"postings_{name}.npy", mmap_mode="r") for name in Postings._fields[1:])
+        self.postings = Postings({term: number for number, term in enumerate(terms)}, *arrays)
         self.index = self._faiss()
 
     def __len__(self) -> int:
@@ -126,18 +128,16 @@ class Segment:
 
     def _faiss(self) -> Any:
         if "inverted.faiss" in self.files:
-            return faiss().read_index(str(self.folder / "inverted.faiss"))
+            file = self.folder / "inverted.faiss"
+            try:
+                return faiss().read_index(str(file))
+            except RuntimeError:
+                file.stat()  # says better that it is gone
+                raise
         kinds = faiss().ScalarQuantizer.QT_fp16, faiss().METRIC_INNER_PRODUCT
         exact = faiss().IndexScalarQuantizer(self.vectors.shape[1], *kinds)
         exact.add(self.vectors.astype(np.float32))
         return exact
-
-    @cached_property
-    def postings(self) -> Postings:
-        """Of the captions' words."""
-        terms = json.loads((self.folder / "terms.json").read_text(encoding="ascii"))
-        arrays = (np.load(self.folder / f"postings_{name}.npy", mmap_mode="r") for name in Postings._fields[1:])
-        return Postings({term: number for number, term in enumerate(terms)}, *arrays)
 
     def path(self, row: int) -> str:
         """A picture's, whole."""

@@ -19,7 +19,7 @@ from src.decoders.latent import Gaussian
 from src.distributed import place
 from src.generation import BeamSearch, SampleSearch
 from src.model import build
-from src.objectives import Adversarial, CrossEntropy, Objective, SelfCritical, Variational
+from src.objectives import Adversarial, Contrastive, CrossEntropy, Objective, SelfCritical, Variational
 from src.strategies import DataParallel, FullySharded, trainer_arguments, whole
 from src.training import CaptioningModule, ShardedCaptioningModule
 from tests.conftest import tiny_config
@@ -60,6 +60,10 @@ CASES = {
     "odd": Case(train=15, equal=False),  # all processes take as many pictures: one is left for another epoch
     "self_critical": Case(SelfCritical(samples=3, max_length=6, from_random=True)),
     "variational": Case(Variational(word_dropout=0.0, hidden=8), config={"latent": True}),
+    "contrastive": Case(
+        Contrastive(hard_weight=1.0), config={"matcher": True}, equal=False
+    ),  # negatives are of a process
+    "sharded_contrastive": Case(Contrastive(caption_weight=0.0), config={"matcher": True}, sharded=True, equal=False),
     "adversarial": Case(Adversarial(hidden=8, max_length=6, from_random=True), equal=False),
     "adversarial_policy": Case(
         Adversarial("policy", hidden=8, max_length=6, from_random=True), decoder="transformer", equal=False
@@ -105,10 +109,12 @@ def trained(case: Case, shapes: Path, folder: Path, world: int) -> dict[str, Any
         **tables,
     )
     fields = dict(case.config)
-    latent = fields.pop("latent", False)
+    latent, matcher = fields.pop("latent", False), fields.pop("matcher", False)
     config = tiny_config(case.decoder, case.attention, decoder__dropout=0.0, **({"encoder__frozen": True} | fields))
     if latent:
         config["latent"] = {"_target_": "src.decoders.latent.GaussianLatent", "size": 4, "hidden": 8}
+    if matcher:
+        config["matcher"] = {"_target_": "src.matcher.JointMatcher", "size": 8, "words": 6, "hidden": 5, "heads": 2}
     model = build(config, data.vocabulary)
     objective = copy.deepcopy(case.objective)
     objective.begin(model, data)

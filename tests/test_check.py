@@ -56,6 +56,16 @@ def refused(shapes, tmp_path, monkeypatch, capsys):
             "objective=variational trains a latent variable, and there is none: add latent",
         ),
         (
+            "objective=contrastive ~matcher",
+            "objective=contrastive trains a matcher, and there is none: add matcher=joint",
+        ),
+        ("objective=contrastive objective.caption_weight=0", "goes on from a captioner that speaks already"),
+        ("callbacks.checkpoint.monitor=val/rsum", "it is a matcher's, and there is none; add objective=contrastive"),
+        (
+            "objective=contrastive callbacks.checkpoint.monitor=val/t2i_median_rank",
+            "val/t2i_median_rank is better where it is lower; set callbacks.checkpoint.mode=min",
+        ),
+        (
             "objective=variational attention=hard",
             "objective=variational does not teach drawn looks: choose another att",
         ),

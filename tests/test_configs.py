@@ -191,6 +191,13 @@ def test_a_run_without_hydra_has_a_name():
         ["objective=self_critical", "objective.from_random=true", "objective.bleu=0.5", "objective.baseline=greedy"],
         ["objective=variational", "latent.size=8", "generation=sample"],
         ["objective=variational", "decoder=transformer", "objective.label_smoothing=0.1"],
+        ["objective=contrastive", "matcher.size=16", "matcher.likelihood=0.2", "callbacks.checkpoint.monitor=val/rsum"],
+        [
+            "objective=contrastive",
+            "objective.caption_weight=0",
+            "objective.from_random=true",
+            "objective.hard_weight=1",
+        ],
         ["objective=adversarial", "objective.from_random=true", "objective.estimator=policy"],
         ["objective=adversarial", "objective.from_random=true", "decoder=updown", "objective.temperature=1.0"],
         ["generation=sample", "generation.captions=3", "generation.top_p=0.9"],

@@ -20,6 +20,7 @@ from src.data.images import Pictures
 from src.generation import SampleSearch
 from src.metrics.captions import CaptionScorer
 from src.metrics.diversity import diversity
+from src.metrics.retrieval import RETRIEVAL
 from src.model import ConfigError, build
 from src.prepare.shards import write_shards
 from src.report import main as report
@@ -146,6 +147,19 @@ def test_reuse_respects_diversity(run, monkeypatch):
     run(*SAMPLED, "diversity=3", "reuse=true")
     with pytest.raises(pytest.fail.Exception):
         run(*SAMPLED, "diversity=2", "reuse=true")
+
+
+def test_a_matchers_recall_is_scored(run, shapes, tmp_path, vocabulary, capsys):
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    config["matcher"] = {"_target_": "src.matcher.JointMatcher", "size": 8, "words": 6, "hidden": 5, "heads": 2}
+    save_bundle(tmp_path / "matched", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    scores = run(f"model={tmp_path / 'matched'}", "rerank=3")
+    assert set(RETRIEVAL) | {f"reranked_{name}" for name in RETRIEVAL} <= set(scores)
+    assert 0 <= scores["t2i_R@1"] <= scores["t2i_R@10"] <= 1 <= scores["t2i_median_rank"]
+    printed = capsys.readouterr().out
+    assert f"t2i_R@10              {100 * scores['t2i_R@10']:.1f}\n" in printed
+    assert f"t2i_median_rank       {scores['t2i_median_rank']:.2f}\n" in printed
+    assert not set(RETRIEVAL) & set(run())  # of one without
 
 
 def test_calibration_is_kept_in_the_bundle(run, model, shapes, tmp_path):
@@ -280,6 +294,8 @@ def test_what_goes_together(fields, sentence, shapes):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        (["rerank=5"], "this captioner has no matcher"),
+        (["rerank=0"], "rerank=0: at least 1"),
         (["calibrate=true", "leave_one_out=true"], "set leave_one_out=false"),
         (["calibrate=true", "split=test", "data.test=test.tsv"], "calibrate=true with split=test"),
         (["calibrate=true", "metrics=[Bleu_4]"], "confidence is calibrated to CIDEr; add it to metrics"),
@@ -292,7 +308,7 @@ def test_what_goes_together(fields, sentence, shapes):
     ],
 )
 def test_what_cannot_be_is_refused(run, model, overrides, sentence):
-    with pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ValueError, match=sentence):
         run(*(each.replace("MODEL", str(model)) for each in overrides))
 
 

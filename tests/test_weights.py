@@ -4,6 +4,8 @@ from safetensors.torch import load_file, save_file
 
 from src.bundle import BundleError, load_bundle, save_bundle
 from src.captioner import Captioner
+from src.confidence import Calibration
+from src.model import build
 from src.quantize import main
 from src.weights import SCALE, STORAGES, restored, stored
 from tests.test_bundle import captions_of, make
@@ -91,3 +93,42 @@ def test_scales_that_are_missing_are_damage(vocabulary, tmp_path):
         save_file({key: tensor for key, tensor in state.items() if key != lost}, file)
         with pytest.raises(BundleError, match=f"damaged.*{name}"):
             load_bundle(tmp_path / "b")
+
+
+def test_another_matcher_leaves_the_captioners_bytes_as_they_are(vocabulary, tmp_path, capsys):
+    """Of a bundle in eight bits each tensor and scale but the matcher's, the calibration and the rest of the config."""
+    matcher = {"_target_": "src.matcher.JointMatcher", "size": 8, "words": 6, "hidden": 5, "heads": 2}
+    sure = Calibration(1.0, 2.0, 0.5, 100)
+
+    def with_matcher(bundle, seed):
+        torch.manual_seed(seed)
+        config = {**bundle.config, "matcher": matcher}
+        model = build(config, vocabulary).eval()
+        model.load_state_dict(bundle.model.state_dict(), strict=False)
+        return bundle._replace(model=model, config=config)
+
+    save_bundle(tmp_path / "large", make(vocabulary)._replace(calibration=sure))
+    small = [str(tmp_path / "large"), "-o", str(tmp_path / "small")]
+    assert main(small) == 0
+    before = load_file(tmp_path / "small" / "model.safetensors")
+    trained = with_matcher(load_bundle(tmp_path / "small"), 3)
+    save_bundle(tmp_path / "matched", trained)
+    again = [str(tmp_path / "small"), "-o", str(tmp_path / "small"), "--overwrite"]
+    assert main([*again, "--matcher", str(tmp_path / "matched")]) == 0
+    after, bundle = load_file(tmp_path / "small" / "model.safetensors"), load_bundle(tmp_path / "small")
+    assert {name for name in after if name not in before} == {n for n in after if n.startswith("matcher.")} != set()
+    assert all(
+        torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype for name, tensor in before.items()
+    )
+    assert bundle.config["matcher"] == matcher and bundle.calibration == sure
+    kept = trained.model.matcher.picture.weight
+    torch.testing.assert_close(bundle.model.matcher.picture.weight, kept, atol=float(kept.abs().max()) / 250, rtol=0)
+
+    capsys.readouterr()
+    for other, sentence in (
+        (make(vocabulary), "it has none; objective=contrastive"),
+        (with_matcher(make(vocabulary, encoder__width=20), 3), "it fits another captioner (its encoder is another)"),
+    ):
+        save_bundle(tmp_path / "other", other)
+        assert main([*again, "--matcher", str(tmp_path / "other")]) == 2
+        assert sentence in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Recall of retrieval, both ways: which sentences a picture finds, and which picture a sentence does."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,26 +38,18 @@ RETRIEVAL = tuple(recall(np.zeros(1), np.zeros(1)))
 """The names of its scores."""
 
 
-def scores_of(pictures: Tensor, sentences: Tensor, image: Sequence[int] | np.ndarray) -> dict[str, float]:
+def scores_of(pictures: np.ndarray, sentences: np.ndarray, image: np.ndarray) -> dict[str, float]:
     """Unit vectors (B, E) and (N, E), and each sentence's picture (N,) → `recall`. Pictures without sentences seek
     none."""
-    image = np.asarray(image)
     described = np.unique(image)
-    ways = []
-    for seeking, names, found, their in (
-        (pictures[described], described, sentences, image),
-        (sentences, image, pictures, np.arange(len(pictures))),
-    ):
-        blocks = range(0, len(seeking), BLOCK)
-        ways.append(
-            np.concatenate(
-                [
-                    ranks((seeking[a : a + BLOCK] @ found.t()).cpu().numpy(), names[a : a + BLOCK, None] == their)
-                    for a in blocks
-                ]
-            )
-        )
-    return recall(*ways)
+    i2t, t2i = [], []
+    for start in range(0, len(described), BLOCK):
+        own = described[start : start + BLOCK]
+        i2t.append(ranks(pictures[own] @ sentences.T, own[:, None] == image))
+    for start in range(0, len(sentences), BLOCK):
+        own = image[start : start + BLOCK]
+        t2i.append(ranks(sentences[start : start + BLOCK] @ pictures.T, own[:, None] == np.arange(len(pictures))))
+    return recall(np.concatenate(i2t), np.concatenate(t2i))
 
 
 class GatheredVectors(Metric):
@@ -90,7 +81,6 @@ class GatheredVectors(Metric):
 
     def compute(self) -> dict[str, float]:
         """`recall`."""
-        pictures, sentences = (dim_zero_cat(rows) for rows in (self.pictures, self.sentences))
-        index, first = np.unique(pictures[:, 0].cpu().numpy(), return_index=True)
-        image = np.searchsorted(index, sentences[:, 0].cpu().numpy())
-        return scores_of(pictures[torch.from_numpy(first), 1:], sentences[:, 1:], image)
+        pictures, sentences = (dim_zero_cat(rows).cpu().numpy() for rows in (self.pictures, self.sentences))
+        index, first = np.unique(pictures[:, 0], return_index=True)
+        return scores_of(pictures[first, 1:], sentences[:, 1:], np.searchsorted(index, sentences[:, 0]))

@@ -81,9 +81,9 @@ class Contrastive(Objective):
         if not self.caption_weight:
             model.encoder.eval()  # neither dropout nor statistics of what does not learn
         features = model.features(batch.images)
-        words, lengths, image = spoken(batch)
+        words, lengths, place = spoken(batch)
         pictures, sentences = model.matcher.pictures(features), model.matcher.sentences(words, lengths)
-        total, nats, hardest = self.match(pictures, sentences, image)
+        total, nats, hardest = self.match(pictures, sentences, place, batch.index)
         count = lengths.new_tensor(len(lengths))
         logs = {"matching": nats, "hardest": hardest}
         if self.caption_weight:
@@ -93,23 +93,24 @@ class Contrastive(Objective):
             logs |= {name: value * a_word for name, value in plain.logs.items()}
         return Loss(total, count, logs)
 
-    def match(self, pictures: Tensor, sentences: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors of pictures (B, E) and sentences (N, E), and each one's picture (N,) → the loss summed over the
-        sentences; detached, InfoNCE's part in nats and the hardest negatives'."""
-        if not len(image):  # captions of no words
+    def match(
+        self, pictures: Tensor, sentences: Tensor, place: Tensor, index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit vectors of pictures (B, E) and sentences (N, E), and each sentence's picture as its place (N,) → the
+        loss summed over the sentences; detached, InfoNCE's part in nats and the hardest negatives'. Where a picture can
+        occur several times, `index` (B,) says which are the same."""
+        if not len(place):  # captions of no words
             nothing = 0 * pictures.sum()
             return nothing, nothing.detach(), nothing.detach()
+        index = torch.arange(len(pictures), device=place.device) if index is None else index
         with torch.autocast(pictures.device.type, enabled=False):
             similar = sentences @ pictures.t()  # (N, B)
-            every = torch.arange(len(image), device=image.device)
-            own = similar[every, image]
-            others = image.unsqueeze(1) != torch.arange(len(pictures), device=image.device)
-            apart = similar.masked_fill(~others, -1e4)  # which leaves gradients where there are no others
+            own = similar.gather(1, place.unsqueeze(1)).squeeze(1)
+            mine = index[place].unsqueeze(1) == index
+            others = similar.masked_fill(mine, -1e4)  # which leaves gradients where there are no others
             scale = self.log_scale.exp().clamp(max=100)
-            to_pictures = F.cross_entropy(scale * similar, image, reduction="none")
-            rest = (scale * apart).logsumexp(0)[image]  # of the others' sentences, as this one's picture sees them
-            to_sentences = F.softplus(rest - scale * own)
-            nats = 0.5 * (to_pictures + to_sentences).sum()
-            hardest = apart.amax(1), apart.amax(0)[image]
+            ways = [(scale * others).logsumexp(1), (scale * others).logsumexp(0)[place]]
+            nats = torch.stack([F.softplus(rest - scale * own).sum() for rest in ways]).mean()
+            hardest = others.amax(1), others.amax(0)[place]
             hard = torch.stack([(self.margin + each - own).clamp(min=0).sum() for each in hardest]).sum()
         return self.likelihood_weight * nats + self.hard_weight * hard, nats.detach(), hard.detach()

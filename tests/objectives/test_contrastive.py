@@ -86,6 +86,16 @@ def test_one_picture_alone_teaches_nothing_and_breaks_nothing():
     assert float(none) == 0
 
 
+def test_a_picture_that_occurs_twice_is_one():
+    """Two groups of a picture's sentences in a batch: neither they nor the two pictures are set against each other."""
+    pictures, sentences = vectors(3), vectors(5, seed=1)
+    objective = Contrastive(hard_weight=0.5).double()
+    twice = torch.cat([pictures, pictures[:1]])
+    for n, place in ((0, 0), (4, 3)):  # of its own sentences the loss is the same wherever it stands
+        one = objective.match(twice, sentences[n : n + 1], torch.tensor([place]), torch.tensor([7, 8, 9, 7]))
+        torch.testing.assert_close(one[0], objective.match(pictures, sentences[n : n + 1], torch.tensor([0]))[0])
+
+
 def test_sentences_are_read_without_what_is_given_and_without_padding(vocabulary):
     batch = batch_of(ROWS)
     words, lengths, image = spoken(batch)
