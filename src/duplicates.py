@@ -1,0 +1,250 @@
+"""Near-duplicates among pictures, in groups: `python -m src.duplicates photos/ -o groups.tsv`."""
+
+import argparse
+import base64
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from src.caption import add_model_flag, depends_on
+from src.captioner import Captioner
+from src.config import device, keep_freed_memory
+from src.data.images import ImageError
+from src.distributed import Place
+from src.files import encodable
+from src.parts import Parts
+from src.pictures import find_pictures
+
+SIDE, LARGE = 16, 64
+"""Pixels a side at which pictures are compared, and from which windows are cut for that."""
+WINDOWS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+"""Sides of the windows, as shares of the picture's."""
+SHIFTS = 5
+"""Places of a window, across and down."""
+ALIKE = 0.8
+"""The cosine of two pictures' features from which they are compared as pixels."""
+SIMILARITY = 0.9
+"""From which two pictures are nearly the same: see docs/annotating.md."""
+BLOCK = 1024
+"""Pictures whose cosines with all others are held at a time."""
+
+
+class Look(NamedTuple):
+    """What is kept of a picture."""
+
+    features: np.ndarray
+    """(D,) float16: its pooled features, of unit length."""
+    grey: np.ndarray
+    """(LARGE, LARGE) uint8."""
+    pixels: int
+    """Width × height of the file."""
+
+
+class Pair(NamedTuple):
+    first: int
+    second: int
+    similarity: float
+    """In [0, 1]: see `pairs`."""
+
+
+def pairs(looks: Sequence[Look], similarity: float, progress: bool = False) -> Iterator[Pair]:
+    """Pictures that are near-duplicates: scaled, compressed, cropped, mirrored, made brighter or grey.
+
+    Two pictures whose features have a cosine of ALIKE or more, which also holds for different pictures of like things,
+    are compared as pixels: their similarity is the highest normalised cross-correlation of one, as it is or mirrored,
+    with the windows of the other, at SIDE × SIDE.
+
+    Args:
+        looks: of all pictures.
+        similarity: from which a pair is yielded, in (0, 1].
+        progress: show a bar.
+    """
+    features = np.stack([look.features for look in looks]).astype(np.float32)
+    whole = _normalised(np.stack([_small(look.grey) for look in looks]))
+    mirrored = _normalised(np.stack([_small(look.grey)[:, ::-1] for look in looks]))
+    with tqdm(total=len(looks), desc="comparing", unit="img", disable=not progress) as bar:
+        for start in range(0, len(looks), BLOCK):
+            block = slice(start, start + BLOCK)
+            close = features[block] @ features.T >= ALIKE
+            for first in range(start, min(start + BLOCK, len(looks))):
+                others = np.flatnonzero(close[first - start])
+                others = others[others != first]
+                if len(others):
+                    windows = _windows(looks[first].grey)
+                    both = np.stack([windows @ whole[others].T, windows @ mirrored[others].T])
+                    for second, value in zip(others.tolist(), both.max((0, 1)).tolist(), strict=True):
+                        if value >= similarity:
+                            yield Pair(first, second, value)
+                bar.update()
+
+
+def groups(count: int, found: Sequence[Pair]) -> list[list[int]]:
+    """Pictures that pairs connect, two or more a group, in order."""
+    leader = list(range(count))
+
+    def root(number: int) -> int:
+        while leader[number] != number:
+            leader[number] = leader[leader[number]]
+            number = leader[number]
+        return number
+
+    for pair in found:
+        one, other = sorted((root(pair.first), root(pair.second)))
+        leader[other] = one
+    members: dict[int, list[int]] = {}
+    for number in range(count):
+        members.setdefault(root(number), []).append(number)
+    return [group for group in members.values() if len(group) > 1]
+
+
+def _small(grey: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+
+
+def _windows(grey: np.ndarray) -> np.ndarray:
+    """A picture's windows (W, SIDE²), normalised."""
+    image, found = Image.fromarray(grey), []
+    for share in WINDOWS:
+        side = LARGE * share
+        for x in np.linspace(0, LARGE - side, SHIFTS if share < 1 else 1):
+            for y in np.linspace(0, LARGE - side, SHIFTS if share < 1 else 1):
+                box = (x, y, min(x + side, LARGE), min(y + side, LARGE))
+                found.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX, box), np.float32))
+    return _normalised(np.stack(found))
+
+
+def _normalised(pictures: np.ndarray) -> np.ndarray:
+    """(n, SIDE, SIDE) → (n, SIDE²) of mean 0 and length 1; of a picture without contrast nearly 0."""
+    flat = pictures.reshape(len(pictures), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    return flat / np.sqrt(np.square(flat).sum(1, keepdims=True) + SIDE * SIDE)
+
+
+def look(captioner: Captioner, opened: Sequence[Image.Image], pixels: Sequence[int]) -> list[Look]:
+    """What is kept of pictures, as `Captioner.open` gave them, whose files have so many pixels."""
+    seen = captioner.features(captioner.stacked(opened))
+    features = F.normalize(seen.pooled.float(), dim=-1).half().cpu().numpy()
+    greys = [np.asarray(image.convert("L").resize((LARGE, LARGE), Image.Resampling.BOX)) for image in opened]
+    return [Look(*each) for each in zip(features, greys, pixels, strict=True)]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m src.duplicates",
+        description="Find pictures that are nearly the same: scaled, compressed, cropped, mirrored, made brighter or "
+        "grey. They are printed in groups, `group<TAB>img_path<TAB>similarity`, the largest picture of each first.",
+        usage="%(prog)s [FLAGS] FILE|FOLDER|GLOB ...",
+    )
+    result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to look through")
+    result.add_argument("-o", "--output", type=Path, help="write the TSV here; a stopped call is taken up by the same")
+    result.add_argument(
+        "--similarity",
+        type=float,
+        default=SIMILARITY,
+        metavar="S",
+        help="from which two are the same, in (0, 1] (%(default)s)",
+    )
+    add_model_flag(result)
+    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
+    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
+    command = parser()
+    options = command.parse_intermixed_args(arguments)
+    if not options.pictures:
+        command.error("which pictures? Name files, folders or patterns")
+    keep_freed_memory()
+    try:
+        return run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `main` is asked for, but for its errors."""
+    if not 0 < options.similarity <= 1:
+        raise ValueError(f"--similarity {options.similarity:g}: a number above 0, up to 1, is wanted")
+    if options.batch_size < 1:
+        raise ValueError(f"--batch-size {options.batch_size}: 1 or more")
+    if len(options.model) > 1:
+        raise ValueError("--model: one captioner, not several")
+    paths = [str(path) for path in find_pictures(options.pictures)]
+    captioner = Captioner.load(options.model[0], device_name=options.device or device())
+    captioner.check_source()
+    key = depends_on(list(map(Path, paths)), captioner, options)
+    if options.output:
+        return find(paths, captioner, options.batch_size, options.similarity, options.output, key)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "groups.tsv"
+        status = find(paths, captioner, options.batch_size, options.similarity, output, key)
+        sys.stdout.write(output.read_text(encoding="utf-8"))
+    return status
+
+
+def find(paths: Sequence[str], captioner: Captioner, batch_size: int, similarity: float, output: Path, key: str) -> int:
+    """Write the groups to a file, in parts of that key until all pictures are looked at; returns the exit status."""
+    parts = Parts(output, key, len(paths), Place())
+    if parts.done:
+        print(f"{output}: {parts.done} of {len(paths)} are looked at already", file=sys.stderr)
+    with tqdm(total=len(parts.share), desc="looking", unit="img", disable=None) as bar:
+        for start in range(0, len(parts.share), batch_size):
+            batch = parts.share[start : start + batch_size]
+            opened: dict[int, Image.Image] = {}
+            pixels = []
+            for number in batch:
+                try:
+                    with Image.open(paths[number]) as file:
+                        size = file.width * file.height
+                    opened[number] = captioner.decode(paths[number])
+                    pixels.append(size)
+                except (ImageError, OSError) as error:
+                    print(f"error: {error}", file=sys.stderr)
+            for number, each in zip(
+                opened, look(captioner, list(opened.values()), pixels) if opened else [], strict=True
+            ):
+                said = [base64.b64encode(array.tobytes()).decode() for array in (each.features, each.grey)]
+                parts.add(number, [json.dumps([number, each.pixels, *said])])
+            parts.flush()
+            bar.update(len(batch))
+    found: list[list[int]] = []
+    count = parts.join(lambda lines: grouped(paths, lines, similarity, found))
+    several = sum(map(len, found))
+    print(f"{several} of {count} pictures are nearly the same as another, in {len(found)} groups", file=sys.stderr)
+    if failed := len(paths) - count:
+        print(f"{failed} of {len(paths)} pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def grouped(paths: Sequence[str], lines: Iterable[str], similarity: float, found: list[list[int]]) -> Iterator[str]:
+    """What `find` keeps of each picture → the lines of its file; the groups are added to `found`."""
+    numbers, looks = [], []
+    for number, pixels, features, grey in map(json.loads, lines):
+        arrays = np.frombuffer(base64.b64decode(features), np.float16), np.frombuffer(base64.b64decode(grey), np.uint8)
+        numbers.append(number)
+        looks.append(Look(arrays[0], arrays[1].reshape(LARGE, LARGE), pixels))
+    pairs_ = list(pairs(looks, similarity, progress=len(looks) > BLOCK)) if looks else []
+    closest: dict[int, float] = {}
+    for pair in pairs_:
+        for place in (pair.first, pair.second):
+            closest[place] = max(closest.get(place, 0.0), pair.similarity)
+    found += groups(len(looks), pairs_)
+    for name, group in enumerate(found, start=1):
+        for place in sorted(group, key=lambda place: -looks[place].pixels):
+            yield encodable(f"{name}\t{paths[numbers[place]]}\t{min(closest[place], 1):.3f}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Near-duplicates: what was made of a picture is found beside it, and other pictures are not."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from src import duplicates
+from src.duplicates import LARGE, SIDE, Look, Pair, groups, pairs
+from tests.test_retrieval import bundles  # noqa: F401
+
+
+def drawing(seed: int, side: int = 160) -> Image.Image:
+    """Coarse noise, coloured: no two alike."""
+    noise = np.random.default_rng(seed).integers(0, 256, (10, 10, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def compressed(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=25)
+    return Image.open(buffer).convert("RGB")
+
+
+MADE = {
+    "smaller": lambda image: image.resize((70, 70)),
+    "compressed": compressed,
+    "cropped": lambda image: image.crop((10, 10, 150, 150)),
+    "mirrored": ImageOps.mirror,
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.3),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+}
+
+
+def look_of(image: Image.Image) -> Look:
+    grey = np.asarray(image.convert("L").resize((LARGE, LARGE), Image.Resampling.BOX))
+    return Look(np.array([1, 0], np.float16), grey, image.width * image.height)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+@pytest.mark.parametrize("how", MADE)
+def test_what_was_made_of_a_picture_is_like_it(how):
+    images = [drawing(seed) for seed in range(4)]
+    looks = [look_of(image) for image in [*images, MADE[how](images[2])]]
+    found = list(pairs(looks, 0.85))
+    assert {frozenset(pair[:2]) for pair in found} == {frozenset((2, 4))}
+    assert all(0.85 <= pair.similarity <= 1.001 for pair in found)
+
+
+def test_similarity_is_the_correlation_of_pixels():
+    images = [drawing(seed) for seed in range(6)]
+    looks = [look_of(image) for image in images]
+    small = [np.asarray(Image.fromarray(each.grey).resize((SIDE, SIDE), Image.Resampling.BOX)) for each in looks]
+    found = {pair[:2]: pair.similarity for pair in pairs(looks, 1e-6)}
+    for i in range(6):
+        for j in range(6):
+            if i != j:
+                least = max(correlation(small[i], small[j]), correlation(small[i], small[j][:, ::-1]))
+                assert found.get((i, j), 0) >= least - 0.01, "at least that of the whole pictures"
+    assert max(found.values()) < 0.85, "and never that of one and the same"
+    apart = [look._replace(features=np.eye(6, dtype=np.float16)[n]) for n, look in enumerate([looks[0]] * 6)]
+    assert not list(pairs(apart, 0.5)), "what the features keep apart is not compared"
+
+
+def test_groups_are_what_pairs_connect():
+    chain = [Pair(0, 3, 0.9), Pair(5, 3, 0.9), Pair(1, 2, 0.9), Pair(2, 1, 0.9)]
+    assert groups(7, chain) == [[0, 3, 5], [1, 2]] and groups(3, []) == []
+
+
+def test_the_command_groups_files_and_goes_on(bundles, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    drawing(0, 200).save(folder / "a.png")
+    compressed(drawing(0, 90)).save(folder / "b.png")
+    for seed in (1, 2):
+        drawing(seed).save(folder / f"other{seed}.png")
+    ImageOps.mirror(drawing(2, 300)).save(folder / "c.png")
+    (folder / "broken.png").write_bytes(b"")
+    output = tmp_path / "groups.tsv"
+    line = ["--model", str(bundles["plain"]), "--device", "cpu", str(folder), "--batch-size", "2"]
+    assert duplicates.main([*line, "-o", str(output)]) == 1
+    said = capsys.readouterr()
+    assert "4 of 5 pictures are nearly the same as another, in 2 groups" in said.err and "1 of 6 pictures" in said.err
+    rows = [row.split("\t") for row in output.read_text().splitlines()]
+    assert [(row[0], row[1].rsplit("/", 1)[1]) for row in rows] == [
+        ("1", "a.png"),
+        ("1", "b.png"),
+        ("2", "c.png"),
+        ("2", "other2.png"),
+    ], "the largest first"
+    assert all(0.85 <= float(row[2]) <= 1 for row in rows)
+    (folder / "broken.png").unlink()
+    assert duplicates.main(line) == 0 and capsys.readouterr().out == output.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["groups.tsv", "pictures"]
+
+
+def test_a_stopped_call_is_taken_up(bundles, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for seed in range(6):
+        drawing(seed % 5).save(folder / f"{seed}.png")
+    line = ["--model", str(bundles["plain"]), "--device", "cpu", str(folder), "--batch-size", "2"]
+    line += ["-o", str(tmp_path / "groups.tsv")]
+    real, calls = duplicates.look, []
+
+    def stops(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(duplicates, "look", stops)
+    with pytest.raises(KeyboardInterrupt):
+        duplicates.main(line)
+    assert not (tmp_path / "groups.tsv").exists()
+    assert duplicates.main(line) == 0 and len(calls) == 4
+    assert "4 of 6 are looked at already" in capsys.readouterr().err
+    assert [row.split("\t")[1][-5:] for row in (tmp_path / "groups.tsv").read_text().splitlines()] == ["0.png", "5.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--similarity", "0"], "--similarity 0: a number above 0"),
+        (["--batch-size", "0"], "--batch-size 0: 1 or more"),
+        (["nowhere.png"], "nowhere.png: no such file or folder"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(flags, sentence, shapes, capsys):
+    assert duplicates.main([str(shapes / "images" / "00.png"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and sentence in said and said.count("\n") == 1
+    with pytest.raises(SystemExit):
+        duplicates.main([])
