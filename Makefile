@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,video,search,clip,dev
+EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,video,search,export,clip,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 FLICKR8K ?= data/flickr8k

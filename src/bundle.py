@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +15,7 @@ from torch import Tensor
 from src.confidence import Calibration
 from src.data.vocabulary import Vocabulary
 from src.embeddings.pretrained import PretrainedEmbedding
-from src.files import room_for
+from src.files import room_for, whole_folder
 from src.model import CaptioningModel, build, locate
 from src.weights import Storage, restored, stored
 
@@ -105,31 +103,20 @@ def save_bundle(
     if storage != "float32":
         about["stored_as"] = storage
     bundle = bundle._replace(config={**bundle.config, "provenance": about})
-    partial, old = (directory.with_name(directory.name + ending) for ending in (".partial", ".old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with room_for(directory):
-            _write(partial, bundle, scores or {}, storage, card, kept or {})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, old)
-    os.replace(partial, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    with room_for(directory), whole_folder(directory) as partial:
+        _write(partial, bundle, scores or {}, storage, card, kept or {})
 
 
-def check_new(directory: Path, overwrite: bool) -> None:
-    """Refuse a folder that a new bundle would replace.
+def check_new(directory: Path, overwrite: bool, mark: str = "config.yaml", kind: str = "bundle") -> None:
+    """Refuse a folder that a new bundle, or what else has such a `kind`, would replace.
 
     Raises:
-        ValueError: it is there, and `overwrite` is not given, or it is no bundle.
+        ValueError: it is there, and `overwrite` is not given, or it is none: it lacks the file `mark`.
     """
     if directory.exists() and not overwrite:
         raise ValueError(f"{directory} is there already: add --overwrite, or name another folder")
-    if directory.exists() and not (directory / "vocabulary.json").exists():
-        raise ValueError(f"{directory} is there and is no bundle: name another folder")
+    if directory.exists() and not (directory / mark).exists():
+        raise ValueError(f"{directory} is there and is no {kind}: name another folder")
 
 
 def _write(
@@ -140,7 +127,6 @@ def _write(
     card: str,
     kept: Mapping[str, Tensor],
 ) -> None:
-    directory.mkdir(parents=True)
     (directory / "config.yaml").write_text(
         yaml.safe_dump(bundle.config, allow_unicode=True, sort_keys=False), encoding="utf-8"
     )
@@ -186,6 +172,11 @@ def read_saved(path: Path) -> Saved:
     path = bundle_folder(Path(path))
     calibration = matching = None
     if path.is_dir():
+        if (path / "caption.py").exists():
+            raise BundleError(
+                f"{path}: an export, which captions by itself: `python {path}/caption.py photo.jpg`; here, name the "
+                "bundle that it was made of"
+            )
         for name in ("config.yaml", "vocabulary.json", WEIGHTS):
             if not (path / name).exists():
                 raise BundleError(

@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from src.bundle import SHIPPED, load_bundle
-from src.confidence import Calibration, mean_log_prob
+from src.captions import Caption, Found, Places, captions_of
+from src.confidence import Calibration
 from src.config import autocast_dtype, device, precision
 from src.data.control import asked, asked_length
 from src.data.features import in_order
@@ -21,7 +22,7 @@ from src.data.images import load_image
 from src.data.regions import ReadRegions, RegionFiles, RegionsError, padded, region_files
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
-from src.data.vocabulary import EOS, Vocabulary
+from src.data.vocabulary import Vocabulary
 from src.decoders.base import first_tensor, map_tensors
 from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
@@ -31,27 +32,6 @@ from src.pictures import Picture, as_image, each_picture, fetch, is_address
 
 READERS = min(8, os.cpu_count() or 1)
 """Threads that open pictures while others are captioned."""
-
-
-class Caption(NamedTuple):
-    """One generated caption."""
-
-    text: str
-    words: list[str]
-    log_probs: list[float]
-    """Of each word; the end token's comes last where the caption ended by itself."""
-    score: float
-    """What the search ranked by."""
-    attention: np.ndarray | None = None
-    """(words, R), where asked for and the captioner attends."""
-    boxes: np.ndarray | None = None
-    """(R, 4): the regions' x1, y1, x2, y2 in [0, 1] of the picture as the encoder saw it."""
-    alternatives: "Sequence[Caption]" = ()
-    """The search's other captions, best first, where asked for."""
-    confidence: float | None = None
-    """The probability in (0, 1) that it is a good one, where the captioner is calibrated (src/confidence.py)."""
-    picture: str = ""
-    """The path or address of the picture that it is of; empty of one in memory."""
 
 
 class Captioner:
@@ -232,34 +212,13 @@ class Captioner:
         """The best hypothesis of each image as a Caption, with up to `alternatives` others, of those that read the same
         the best only, where they are to be `distinct`. Attention is drawn where the regions `seen` lie; without them
         there is none."""
-        tokens, log_probs, scores = found.tokens.tolist(), found.log_probs.tolist(), found.scores.tolist()
-        lengths = found.lengths.tolist()
-        looks = places = mask = None
+        looks = None if found.attention is None else found.attention.float().cpu().numpy()
+        tokens, log_probs, scores, lengths, finished = (x.cpu().numpy() for x in found[:5])
+        plain = Found(tokens, log_probs, scores, lengths, finished, looks)
+        places = None
         if found.attention is not None and seen is not None:
-            looks, places, mask = (x.float().cpu().numpy() for x in (found.attention, seen.boxes, seen.mask))
-
-        def caption(b: int, k: int) -> Caption:
-            length = lengths[b][k]
-            ended = length < len(tokens[b][k]) and tokens[b][k][length] == EOS
-            words = [self.vocabulary.words[i] for i in tokens[b][k][:length]]
-            attention = boxes = None
-            if looks is not None and places is not None and mask is not None:
-                there = mask[b] > 0  # padding has no place
-                attention, boxes = looks[b, k, :length][:, there], places[b][there]
-            said = log_probs[b][k][: length + ended]
-            confidence = None if self.calibration is None else self.calibration(mean_log_prob(said))
-            text = self.tokenizer.join(words)
-            return Caption(text, words, said, scores[b][k], attention, boxes, confidence=confidence)
-
-        result = []
-        for b in range(len(tokens)):
-            real = [k for k in range(len(tokens[b])) if scores[b][k] > -np.inf] or [0]
-            every = [caption(b, k) for k in real[: None if alternatives else 1]]
-            if distinct:
-                best = {each.text: each for each in reversed(every)}
-                every = [each for each in every if best[each.text] is each]
-            result.append(every[0]._replace(alternatives=every[1 : alternatives + 1]))
-        return result
+            places = Places(seen.boxes.float().cpu().numpy(), seen.mask.cpu().numpy())
+        return captions_of(plain, self.vocabulary, self.tokenizer, self.calibration, places, alternatives, distinct)
 
     def __call__(self, pictures: Picture | Iterable[Any], **how: Any) -> list[Caption]:
         """Caption pictures: `stream`, as a list."""

@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.files import write_atomically
-
 BINS = 10
 """Of the calibration error; and as many pictures are the fewest that can calibrate."""
 LEAST = -50.0
@@ -74,6 +72,8 @@ class Calibration(NamedTuple):
 
     def save(self, path: Path) -> None:
         """Write plain JSON."""
+        from src.files import write_atomically  # which needs packages that an exported captioner does without
+
         write_atomically(path, json.dumps(self._asdict(), indent=2) + "\n")
 
     @classmethod

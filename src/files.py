@@ -99,6 +99,25 @@ def whole(path: Path) -> Iterator[Path]:
     onto_disk(path.parent)  # the new name, too
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new, empty folder beside `folder`, which takes its place when the block has filled it; nothing is left where
+    the block fails."""
+    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def onto_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk itself."""
     if path.is_dir() and os.name == "nt":

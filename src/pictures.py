@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.bundle import looks_saved
-from src.data.images import ImageError
+from src.data.images import ImageError, pictures_below
 from src.data.regions import ReadRegions
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
@@ -51,8 +51,6 @@ def find_pictures(
     Raises:
         ValueError: an argument that names nothing, a captioner, a folder without pictures, or what may not be there.
     """
-    Image.init()
-    known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
     found: dict[Path | str, None] = {}
     for argument in arguments:
         path = Path(argument)
@@ -67,10 +65,9 @@ def find_pictures(
         elif looks_saved(path):
             raise ValueError(f"{argument}: a captioner, no picture; write --model before it")
         elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            inside = [p for p in files if p.suffix.lower() in known and not is_video(p)]
+            inside = [each for each in pictures_below(path) if not is_video(each)]
             if not inside:
-                clips = next((p for p in files if is_video(p)), None)
+                clips = next((each for each in sorted(path.rglob("*")) if is_video(each)), None)
                 hint = f"; videos are named one by one, or as a pattern: '{path}/*{clips.suffix}'" if clips else ""
                 raise ValueError(f"{argument}: no pictures in this folder{hint}")
         elif path.is_file():

@@ -13,7 +13,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from src import caption, compare, evaluate, quantize, report, runs, soup, studies, tags, words
+from src import caption, compare, evaluate, export, quantize, report, runs, soup, studies, tags, words
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
 from src.command import _line_of, _values
 from src.confidence import Calibration
@@ -21,6 +21,7 @@ from src.config import ROOT
 from src.data.vocabulary import Vocabulary
 from src.help import comments
 from src.model import build
+from src.portable import PortableCaptioner
 from src.prepare import __main__ as prepare
 from src.results import references_digest
 from src.train import train
@@ -306,9 +307,23 @@ def test_bundle_commands(module, arguments, vocabulary, tmp_path, monkeypatch):
     assert module.main(arguments) == 0 and (options.output / "README.md").exists()
 
 
+@pytest.mark.parametrize("arguments", commands("src.export"), ids=identify)
+def test_export_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, capsys):
+    if "torch" not in arguments and torch.__version__ < export.TORCH_FOR_ONNX:
+        pytest.skip("torch is too old for ONNX")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(shapes / "images")
+    monkeypatch.setattr(export, "SHIPPED", save(tmp_path / "shipped", vocabulary))
+    for path in (a for a in arguments if a.startswith("runs/") and a != arguments[arguments.index("-o") + 1]):
+        save(tmp_path / path, vocabulary)
+    assert export.main(arguments) == 0
+    assert PortableCaptioner.load(arguments[arguments.index("-o") + 1]).vocabulary.words == vocabulary.words
+    assert "captions are those of the original" in capsys.readouterr().out
+
+
 def test_there_are_commands_of_each_kind():
     modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
-    modules += ("quantize", "soup")
+    modules += ("quantize", "soup", "export")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 

@@ -5,12 +5,15 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.data.table import Captions, Words
 from src.data.vocabulary import SPECIALS, Vocabulary
 from src.ranges import share
+
+if TYPE_CHECKING:
+    from src.data.table import Captions, Words
 
 LENGTHS = {"short": 0.1, "medium": 0.5, "long": 0.9}
 """Names of lengths, and which quantile of the training captions' lengths each is."""
@@ -85,7 +88,7 @@ class Control:
         """A caption's control tokens, from its tags and its number of words."""
         return [*(tag_tokens(tags) if self.tags else ()), *([length_token(words)] if self.length else ())]
 
-    def counts(self, table: Captions, words: Words, longest: int) -> dict[str, int]:
+    def counts(self, table: "Captions", words: "Words", longest: int) -> dict[str, int]:
         """The control tokens of a table's captions, tags sorted, then lengths in order, and how many have each.
 
         Raises:
@@ -122,13 +125,13 @@ class Control:
         return result
 
 
-def labels_of(table: Captions) -> dict[str, int]:
+def labels_of(table: "Captions") -> dict[str, int]:
     """The distinct third columns of a table, and how many rows have each."""
     counts = np.bincount(np.asarray(table.labels.chosen), minlength=len(table.label_names()))
     return {label: count for label, count in zip(table.label_names(), counts.tolist(), strict=True) if count}
 
 
-def by_default(tables: Mapping[str, Captions], control: Control | None) -> dict[str, Captions]:
+def by_default(tables: Mapping[str, "Captions"], control: Control | None) -> dict[str, "Captions"]:
     """Tables of a training whose captions have no tags, with the tags that are the default; others as they are."""
     tables = dict(tables)
     default = tag_tokens(control.default or "") if control is not None else []
@@ -138,11 +141,11 @@ def by_default(tables: Mapping[str, Captions], control: Control | None) -> dict[
     return tables
 
 
-def _tagged(table: Captions) -> bool:
+def _tagged(table: "Captions") -> bool:
     return bool(set(labels_of(table)) - {""})
 
 
-def check_tags(tables: Mapping[str, Captions], files: Mapping[str, str]) -> None:
+def check_tags(tables: Mapping[str, "Captions"], files: Mapping[str, str]) -> None:
     """Raises ControlError for a row's tags that cannot be, with its file and picture."""
     for name, table in tables.items():
         for label in labels_of(table):
@@ -154,7 +157,7 @@ def check_tags(tables: Mapping[str, Captions], files: Mapping[str, str]) -> None
                 raise ControlError(f"{files[name]}: a row of {image}: {error}") from error
 
 
-def with_tags(table: Captions, wanted: Sequence[str]) -> Captions:
+def with_tags(table: "Captions", wanted: Sequence[str]) -> "Captions":
     """The rows of a table that carry all these tags (as tokens), and their images.
 
     Raises:

@@ -91,6 +91,13 @@ def load_image(
         raise ImageError(_diagnosis(source, name, error)) from error
 
 
+def pictures_below(folder: Path) -> list[Path]:
+    """The files in a folder, and in those within, whose names end as those of pictures do, sorted."""
+    Image.init()
+    known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
+
+
 def _upright_rgb(image: Image.Image) -> Image.Image:
     image.load()
     orientation = 1

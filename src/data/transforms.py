@@ -4,15 +4,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from src.data.images import load_image
+
+if TYPE_CHECKING:  # an exported captioner makes its pixels without torch
+    from torch import Tensor
 
 GREY = (124, 116, 104)
 """ImageNet's mean colour: nothing, after the normalisation inside the encoders."""
@@ -171,8 +171,14 @@ class Preprocess:
         side *= self.size / (self.resize or self.size)
         return side, side
 
-    def __call__(self, image: Image.Image, variation: Variation = AS_IT_IS) -> Tensor:
+    def __call__(self, image: Image.Image, variation: Variation = AS_IT_IS) -> "Tensor":
         """RGB picture → uint8 (3, size, size)."""
+        import torch
+
+        return torch.from_numpy(self.pixels(image, variation))
+
+    def pixels(self, image: Image.Image, variation: Variation = AS_IT_IS) -> np.ndarray:
+        """The same as an array."""
         resample, square = INTERPOLATIONS[self.interpolation], (self.size, self.size)
         x, y, width, height = np.multiply(variation.box, 2 * image.size).tolist()
         across, down = self.seen(width, height)
@@ -195,9 +201,9 @@ class Preprocess:
             pixels[round(top) : round(top + height), round(left) : round(left + width)] = GREY
         if variation.flip:
             pixels = pixels[:, ::-1]
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return pixels.transpose(2, 0, 1).copy()
 
-    def open(self, path: str | os.PathLike[str] | bytes, variation: Variation = AS_IT_IS) -> Tensor:
+    def open(self, path: str | os.PathLike[str] | bytes, variation: Variation = AS_IT_IS) -> "Tensor":
         """A picture file, or its bytes, → uint8 (3, size, size).
 
         Raises:
@@ -221,6 +227,10 @@ class Preprocess:
 
 
 def _recoloured(image: Image.Image, variation: Variation) -> Image.Image:
+    if variation == AS_IT_IS:
+        return image
+    from torchvision.transforms.v2 import functional
+
     for factor, adjust in (
         (variation.brightness, functional.adjust_brightness),
         (variation.contrast, functional.adjust_contrast),

@@ -297,7 +297,7 @@ class UpDownDecoder(AttendingDecoder):
         return AttendingMemory(self.attention.prepare(features), self.image(features.pooled))
 
     def first_state(self, memory: AttendingMemory) -> AttendingState:
-        zeros = memory.image.new_zeros(len(memory.image), 1, 2, self.hidden_size)
+        zeros = memory.image.new_zeros(memory.image.size(0), 1, 2, self.hidden_size)
         return AttendingState(zeros, zeros)
 
     def recur(

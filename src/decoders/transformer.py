@@ -151,7 +151,7 @@ class TransformerDecoder(Decoder):
         return TransformerMemory(keys, values, features.mask)
 
     def first_state(self, memory: TransformerMemory) -> TransformerState:
-        empty = memory.keys[0].new_zeros(len(memory.mask), 1, 0, self.hidden_size)
+        empty = memory.keys[0].new_zeros(memory.mask.size(0), 1, 0, self.hidden_size)
         return TransformerState((empty,) * len(self.blocks), (empty,) * len(self.blocks))
 
     def _run(

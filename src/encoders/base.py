@@ -274,4 +274,4 @@ class Encoder(nn.Module):
         else:
             grid = grid.masked_fill(~mask.unsqueeze(-1), 0)
             pooled = grid.sum(1) / mask.sum(1, keepdim=True)
-        return Features(grid, pooled, boxes.expand(len(grid), -1, -1), mask)
+        return Features(grid, pooled, boxes.expand(grid.size(0), -1, -1), mask)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import decoder, evaluation, huggingface, parts, rewards
+from benchmarks import decoder, evaluation, export, huggingface, parts, rewards
 from benchmarks.measuring import Row, alternate, table
 from benchmarks.products import record
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.config import ROOT
+from src.export import TORCH_FOR_ONNX
 from src.model import build
 from tests.conftest import tiny_config
 
@@ -167,3 +168,25 @@ def test_rewards_are_timed_within_the_steps_that_they_are_part_of():
         assert each["share"] == pytest.approx(each["rewards"]["median"] / each["step"]["median"])
     first, second = rewards.rows(measured)
     assert "CIDEr-D" in first.what and first.at_most and second.floor == rewards.LIMIT
+
+
+@pytest.mark.skipif(torch.__version__ < TORCH_FOR_ONNX, reason="torch is too old for ONNX")
+@pytest.mark.slow
+def test_an_exports_gains_and_costs_are_measured(vocabulary, shapes, tmp_path, capsys):
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    save_bundle(tmp_path / "bundle", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    flags = ["--root", str(shapes), "--images", "4", "--calibrate", "4", "--repeats", "1"]
+    flags += ["--metrics", "Bleu_4", "CIDEr", "--output", str(tmp_path / "bench.json")]
+    assert export.main([str(tmp_path / "bundle"), *flags]) == 0
+    found = json.loads((tmp_path / "bench.json").read_text())["captioners"]
+    assert list(found)[2:] == list(export.EXPORTS) and found["ONNX"]["same"] == found["torch.export"]["same"] == 4
+    for way, each in found.items():
+        assert (
+            each["mb"] > 0
+            and each["scores"]["CIDEr"] >= 0
+            and all(x["median"] > 0 for x in each["per_second"].values())
+        )
+        assert ("memory_mb" in each) == (way != "torch, float32")
+    assert found["ONNX, int8 all"]["mb"] < found["ONNX"]["mb"] and found["ONNX"]["memory_mb"] > 20
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].endswith("| ties | BLEU-4 | CIDEr-D |") and len({line.count("|") for line in table[:8]}) == 1
