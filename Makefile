@@ -6,7 +6,7 @@ EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 FLICKR8K ?= data/flickr8k
-# The captioner that comes with the code: further settings of its three trainings, their folder, and its own.
+# The captioner that comes with the code: further settings of its four trainings, their folder, and its own.
 TRAIN ?=
 BILINGUAL ?= runs/flickr8k_bilingual
 SHIPPED ?= models/flickr8k-bilingual
@@ -62,6 +62,10 @@ captioner: $(VENV)/installed ## train anew the captioner that comes with the cod
 	$(RUN) -m src.evaluate model=$(BILINGUAL)/soup-0 data=tsv "data.root=$(FLICKR8K)" data.train=train_both.tsv data.val=val_both.tsv \
 		split=val tags=en calibrate=true output=$(BILINGUAL)/soup-0/eval/en
 	$(RUN) -m src.quantize $(BILINGUAL)/soup-0 -o $(SHIPPED) --card models/flickr8k-bilingual.md --overwrite
+	$(call trained,matcher-0,matcher init=$(SHIPPED))
+	$(RUN) -m src.evaluate model=$(BILINGUAL)/matcher-0 data=tsv "data.root=$(FLICKR8K)" data.train=train_both.tsv data.val=val_both.tsv \
+		split=val tags=en rerank=20 calibrate=true output=$(BILINGUAL)/matcher-0/eval/en
+	$(RUN) -m src.quantize $(SHIPPED) --matcher $(BILINGUAL)/matcher-0 -o $(SHIPPED) --card models/flickr8k-bilingual.md --overwrite
 
 test: $(VENV)/installed ## the fast suite, with real METEOR
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile -m 'not flickr8k and not slow'

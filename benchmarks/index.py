@@ -22,7 +22,7 @@ from benchmarks.measuring import machine, use_cores, warn_unless_quiet
 from src.config import ROOT
 from src.files import write_atomically
 from src.retrieval import Index
-from src.segments import FORMAT, Row, write_manifest
+from src.segments import Row, new_manifest, write_manifest
 
 SIZE = 256
 CLUSTERS, DIMENSIONS = 1000, 32
@@ -74,8 +74,7 @@ def median_ms(run: Callable[[Any], Any], queries: Sequence[Any]) -> float:
 def build(directory: Path, count: int) -> float:
     """Build an index; returns the seconds that it took."""
     directory.mkdir()
-    model = {"digest": "", "size": SIZE}
-    write_manifest(directory, {"format": FORMAT, "model": model, "languages": [""], "next": 0, "segments": []})
+    write_manifest(directory, new_manifest({"digest": "", "size": SIZE}, [""]))
     index, seconds = Index.open(directory), 0.0
     for first in range(0, count, AT_ONCE):
         some = min(AT_ONCE, count - first)

@@ -37,7 +37,7 @@ def started(config: dict[str, Any], given: Collection[str]) -> tuple[dict[str, A
         return config, None
     start = read_saved(Path(config["init"]))
     adopted = adopt(config, start.config, given)
-    if start.config["matcher"] and not adopted["matcher"]:
+    if start.config["matcher"] and not adopted.get("matcher"):
         log.info(
             "init=%s: its matcher does not learn here and would not fit: it is left out", path_name(config["init"])
         )

@@ -17,11 +17,10 @@ from src.bm25 import bm25
 from src.captioner import Captioner
 from src.data.control import asked
 from src.data.images import ImageError
-from src.files import locked, onto_disk
+from src.files import locked, onto_disk, room_for
 from src.matching import digest_of, log_likelihoods, matcher_of, picture_vectors, said, sentence_vectors
 from src.segments import (
     FANOUT,
-    FORMAT,
     MANIFEST,
     SMALLEST,
     IndexFault,
@@ -30,6 +29,7 @@ from src.segments import (
     State,
     faiss,
     keys_of,
+    new_manifest,
     read_state,
     sweep,
     words_of,
@@ -109,8 +109,7 @@ class Index:
                 if any(path.name != "lock" for path in directory.iterdir()):
                     raise IndexFault(f"{directory}: no index, and not empty: name another folder for it")
                 model = {"digest": digest, "size": matcher_of(captioner).size}
-                manifest = {"format": FORMAT, "model": model, "languages": wanted, "next": 0, "segments": []}
-                write_manifest(directory, manifest)
+                write_manifest(directory, new_manifest(model, wanted))
         index = cls.open(directory)
         index.check(captioner)
         if languages is not None and index.languages != wanted:
@@ -340,8 +339,11 @@ class Update:
 
     def __init__(self, index: Index) -> None:
         self.index = index
+        self._begin()
+
+    def _begin(self) -> None:
         self.pending: dict[str, tuple[Row, np.ndarray]] = {}
-        self.removed = [~alive for alive in index.state.alive]
+        self.removed = [~alive for alive in self.index.state.alive]
         self.changed = False
         self.kept_at = time.monotonic()
 
@@ -373,11 +375,15 @@ class Update:
         before = sum(int(mask.sum()) for mask in self.removed)
         whole = [_whole_path(path) for path in paths]
         keys = keys_of(whole)
-        for segment, removed in zip(self.index.state.segments, self.removed, strict=True):
+        both = list(zip(self.index.state.segments, self.removed, strict=True))
+        found = np.zeros(len(keys), bool)
+        for segment, removed in both:
             rows = segment.rows(keys)
             removed[rows[rows >= 0]] = True
-            for folder in whole:
-                removed |= segment.below(folder)
+            found |= rows >= 0
+        for place in np.flatnonzero(~found).tolist():  # which are folders
+            for segment, removed in both:
+                removed |= segment.below(whole[place])
         count = sum(int(mask.sum()) for mask in self.removed) - before
         self.changed |= count > 0
         return count
@@ -405,8 +411,10 @@ class Update:
         for entry, removed, alive in zip(entries, self.removed, state.alive, strict=True):
             if not np.array_equal(~removed, alive):
                 entry["removed"] = f"segment-{number:06d}.npy"
-                np.save(index.directory / entry["removed"], np.flatnonzero(removed).astype(np.uint32))
-                onto_disk(index.directory / entry["removed"])
+                file = index.directory / entry["removed"]
+                with room_for(file):
+                    np.save(file, np.flatnonzero(removed).astype(np.uint32))
+                onto_disk(file)
                 number += 1
         groups = _to_merge(
             [int((~removed).sum()) for removed in self.removed], list(map(len, state.segments)), len(self.pending)
@@ -426,10 +434,11 @@ class Update:
                 kept.append({"name": name, "files": files, "removed": None})
                 number += 1
         manifest |= {"segments": kept, "next": number}
+        onto_disk(index.directory)  # what the manifest names is there before it is
         write_manifest(index.directory, manifest)
         index.refresh()
         sweep(index.directory, index.state.manifest)
-        self.__init__(index)  # type: ignore[misc]
+        self._begin()
 
     def _gathered(self, group: Sequence[int]) -> tuple[list[Row], np.ndarray]:
         """The pictures of some segments that are not removed, and of what is pending, where that is in the group."""

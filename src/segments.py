@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,7 +229,6 @@ def write_segment(folder: Path, rows: Sequence[Row], vectors: np.ndarray) -> dic
         for file in folder.iterdir():
             onto_disk(file)
         onto_disk(folder)
-        onto_disk(folder.parent)
     return {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
 
 
@@ -281,6 +281,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def new_manifest(model: Mapping[str, Any], languages: Sequence[str]) -> dict[str, Any]:
+    """That of an index of nothing."""
+    born = {"format": FORMAT, "id": uuid.uuid4().hex}
+    return {**born, "model": dict(model), "languages": list(languages), "next": 0, "segments": []}
+
+
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -297,9 +303,10 @@ def read_state(directory: Path, known: State | None = None) -> State:
     Raises:
         IndexFault: there is none, or a damaged one.
     """
-    there = {} if known is None else {each.folder.name: each for each in known.segments}
     for trial in range(10):
         manifest = read_manifest(directory)
+        same = known is not None and known.manifest["id"] == manifest["id"]  # not deleted since, and built again
+        there = {each.folder.name: each for each in known.segments} if known is not None and same else {}
         try:
             segments, alive = [], []
             for entry in manifest["segments"]:

@@ -194,3 +194,34 @@ def test_a_start_that_is_not_there_is_named(shapes, tmp_path):
         match="nowhere: no such file or directory; give a bundle/ directory, a run.s folder or name, or a .ckpt file",
     ):
         train(composed([f"init={tmp_path / 'nowhere'}", *tiny(shapes, tmp_path)]))
+
+
+def test_a_matcher_goes_with_what_trains_it(shapes, tmp_path, caplog):
+    """From a captioner without one to a matcher beside it, to further training of both, and back to a captioner: which
+    stays as it is where the matcher alone learns, and leaves the matcher behind where it learns alone."""
+    small = ["encoder=cnn", "encoder.frozen=true", "encoder.backbone.channels=[4,8,8]", "encoder.width=32"]
+    small += ["decoder.hidden=32", "embedding.size=24", "attention.width=16"]
+    real = ["data.test=null", "data.nouns=null", "trainer.fast_dev_run=false", "trainer.max_epochs=1", "logger=csv"]
+    base = [*tiny(shapes, tmp_path), *real, "evaluate_splits=[]", "generation=greedy"]
+    sized = "matcher.size=8"
+
+    def trained(name: str, *settings: str):
+        path = tmp_path / name
+        with caplog.at_level(logging.INFO):
+            train(composed([*base, *settings, f"run_dir={path}"]), {each.split("=")[0] for each in settings})
+        return load_bundle(path).model.state_dict()
+
+    plain = trained("plain", *small)
+    beside = ["objective=contrastive", "objective.caption_weight=0", "callbacks.checkpoint.monitor=val/rsum", sized]
+    found = trained("found", f"init={tmp_path / 'plain'}", *beside)
+    assert {name for name in found if name not in plain} == {n for n in found if n.startswith("matcher.")} != set()
+    assert all(torch.equal(value, found[name]) for name, value in plain.items())
+    rows = (tmp_path / "found" / "metrics.csv").read_text()
+    assert "val/t2i_R@1" in rows and "val/matching" in rows
+    both = trained("both", f"init={tmp_path / 'found'}", "objective=contrastive")
+    assert both["matcher.picture.weight"].shape[0] == 8, "its size is the start's"
+    assert 0 < (both["matcher.picture.weight"] - found["matcher.picture.weight"]).abs().max() < 0.05
+    assert not torch.equal(both["decoder.classifier.weight"], found["decoder.classifier.weight"])
+    assert "it is left out" not in caplog.text
+    alone = trained("alone", f"init={tmp_path / 'both'}")
+    assert alone.keys() == plain.keys() and "its matcher does not learn here and would not fit" in caplog.text

@@ -13,7 +13,21 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
-from src import caption, compare, evaluate, export, quantize, report, runs, soup, studies, tags, words
+from src import (
+    caption,
+    compare,
+    evaluate,
+    export,
+    index,
+    quantize,
+    report,
+    runs,
+    search,
+    soup,
+    studies,
+    tags,
+    words,
+)
 from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
 from src.command import _line_of, _values
 from src.confidence import Calibration
@@ -33,6 +47,7 @@ from tests.test_configs import composed, tiny
 from tests.test_runs import make as make_run
 from tests.test_video import RED, write_video
 
+MATCHER = {"_target_": "src.matcher.JointMatcher", "size": 8, "words": 6, "hidden": 5, "heads": 2}
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
 
 
@@ -54,6 +69,7 @@ def identify(arguments: list[str]) -> str:
 
 def save(path: Path, vocabulary: Vocabulary) -> Path:
     config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    config["matcher"] = MATCHER
     save_bundle(path, Bundle(build(config, vocabulary).eval(), vocabulary, config))
     return path
 
@@ -199,6 +215,37 @@ def test_tags_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys)
     assert len(lines) == (1 if "photo.jpg" in arguments else 24)
 
 
+@pytest.mark.parametrize("arguments", commands("src.search"), ids=identify)
+def test_search_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, capsys):
+    """Each behind the pages' first `src.index`, whose captioner knows their words."""
+    monkeypatch.chdir(tmp_path)
+    known = vocabulary.extended([], controls={"<en>": 1, "<zh>": 1}).extended(
+        [["dog", "in", "the", "snow", *"雪地里的狗"]] * 9
+    )
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    config["tokenizer"] = {"_target_": "src.data.tokenizer.MixedTokenizer"}
+    config["matcher"] = MATCHER
+    save_bundle(tmp_path / "bundle", Bundle(build(config, known).eval(), known, config))
+    monkeypatch.setattr(index, "SHIPPED", tmp_path / "bundle")
+    (tmp_path / "photos").symlink_to(shapes / "images")
+    (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
+    first = commands("src.index")[0]
+    assert index.main(first) == 0
+    capsys.readouterr()
+    assert search.main(arguments) == 0
+    said = capsys.readouterr()
+    assert (
+        (tmp_path / "found.html").exists() if "--html" in arguments else said.out or said.err == "nothing was found\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", commands("src.index"), ids=identify)
+def test_index_commands(arguments, tmp_path, monkeypatch):
+    """They can be read; what they do, tests/test_retrieval.py tries."""
+    asked = index.parser().parse_args(arguments)
+    assert asked.index == Path("photos.index") and (asked.pictures or asked.remove or asked.compact)
+
+
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
 def test_preparation_commands(arguments, tmp_path, monkeypatch, bundle, shapes):
     monkeypatch.chdir(tmp_path)
@@ -323,7 +370,7 @@ def test_export_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, c
 
 def test_there_are_commands_of_each_kind():
     modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
-    modules += ("quantize", "soup", "export")
+    modules += ("quantize", "soup", "export", "index", "search")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 

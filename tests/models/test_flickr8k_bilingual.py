@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from src import caption, tags
+from src import caption, index, search, tags
 from src.bundle import SHIPPED
 from src.captioner import Captioner
 from src.config import ROOT
@@ -48,7 +48,7 @@ def call(photograph, tmp_path, monkeypatch, capsys):
 def test_the_folder_is_small_and_holds_no_captions():
     files = {path.name: path.stat().st_size for path in SHIPPED.rglob("*")}
     assert set(files) == {"README.md", "calibration.json", "config.yaml", "model.safetensors", "vocabulary.json"}
-    assert sum(files.values()) <= 16_000_000
+    assert sum(files.values()) <= 19_000_000
     with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
         assert not weights.metadata()
     words = json.loads((SHIPPED / "vocabulary.json").read_text(encoding="utf-8"))["words"]
@@ -95,6 +95,19 @@ def test_it_says_how_sure_it_is(call):
 def test_it_tags(call):
     (found,) = call(tags)
     assert re.search(r"objects: .*\b(?:man|woman|person|boy|girl|child)\b", found), found
+
+
+def test_sentences_find_the_photograph_among_drawings(photograph, shapes, tmp_path, capsys):
+    """In both languages, before any training: by the matcher, and with the captioner's likelihoods."""
+    where = ["--index", str(tmp_path / "index"), "--device", "cpu"]
+    drawings = [str(path) for path in sorted((shapes / "images").iterdir())[:5]]
+    assert index.main([str(photograph), *drawings, *where]) == 0
+    capsys.readouterr()
+    for sentence in ("a woman in an orange jacket is smiling", "一个女人在微笑"):
+        for rerank in ("0", "6"):
+            assert search.main([sentence, *where, "--rerank", rerank]) == 0
+            found = capsys.readouterr().out.splitlines()
+            assert len(found) == 6 and found[0].split("\t")[1] == str(photograph), sentence
 
 
 @pytest.mark.parametrize(
