@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST ?= .venv-oldest
-EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,video,search,export,clip,dev
+EXTRAS := java,scenes,weights,vectors,chinese,shards,regions,wandb,slurm,sweeps,video,search,export,serve,clip,dev
 RUN := $(VENV)/bin/python
 DEMO := runs/demo
 FLICKR8K ?= data/flickr8k
@@ -10,6 +10,8 @@ FLICKR8K ?= data/flickr8k
 TRAIN ?=
 BILINGUAL ?= runs/flickr8k_bilingual
 SHIPPED ?= models/flickr8k-bilingual
+# Flags of `make serve`, such as --port 9000.
+SERVE ?=
 # Tests run in so many processes, of one thread each.
 JOBS ?= 2
 
@@ -18,7 +20,7 @@ JOBS ?= 2
 trained = grep -qs '"state": "finished"' $(BILINGUAL)/$(1)/status.json || \
 	$(RUN) -m src.train experiments=flickr8k_bilingual/$(2) seed=0 name=flickr8k_bilingual/$(1) run_dir=$(BILINGUAL)/$(1) $(TRAIN) ckpt=last
 
-.PHONY: help install demo captioner test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
+.PHONY: help install demo serve captioner test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +49,9 @@ demo: $(VENV)/installed ## built-in data, training, evaluation, captions: a few 
 	@$(RUN) -m src.evaluate model=$(DEMO)/bundle data=scenes split=test output=$(DEMO)/eval/test reuse=true
 	@echo; echo "Caption your own picture:  $(RUN) -m src.caption --model $(DEMO)/bundle YOUR_PICTURE.jpg"
 	@echo "It knows drawings only. Caption a photograph:  $(RUN) -m src.caption YOUR_PHOTO.jpg"
+
+serve: $(VENV)/installed ## a page and an API on this machine, http://127.0.0.1:8000/
+	$(RUN) -m src.serve --open $(SERVE)
 
 captioner: export FLICKR8K := $(FLICKR8K)
 captioner: $(VENV)/installed ## train anew the captioner that comes with the code, of Flickr8k in the folder FLICKR8K: hours

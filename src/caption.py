@@ -29,7 +29,7 @@ from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, clock, format_of
 from src.search_flags import add_search_flags, chosen_search
 from src.video import CHANGE, Frame, VideoError, duration, frames, scenes
 
-ALERT = 0.9
+ALERT = 0.8
 """The probability of a match from which there is an alert."""
 
 EPILOG = """examples:

@@ -15,6 +15,7 @@ from src.data.control import tag_tokens
 from src.data.features import state_digest
 from src.data.tokenizer import is_chinese
 from src.data.vocabulary import BOS, EOS, PAD, UNK
+from src.decoders.base import select_images
 from src.encoders.base import Features
 from src.matcher import JointMatcher
 from src.objectives.cross_entropy import linear_cross_entropy
@@ -23,6 +24,8 @@ HOW = (
     "`python -m src.train init=RUN objective=contrastive objective.caption_weight=0` trains one, and the captioner "
     "that comes with the code has one"
 )
+TOGETHER = 1 << 15
+"""Words that are scored at a time, so that a long list of sentences takes no more memory than a short one."""
 DIGESTS: "WeakKeyDictionary[Captioner, str]" = WeakKeyDictionary()
 """Of captioners that were asked for theirs: a search is not to read all weights each time."""
 
@@ -118,6 +121,13 @@ def log_likelihoods(captioner: Captioner, seen: Features, sentences: Sequence[Se
     if not most:
         return [np.zeros(0, np.float32) for _ in sentences]
     longest = max(len(each.tokens) for own in sentences for each in own)
+    if len(sentences) * most * longest > TOGETHER and most > 1:
+        if len(sentences) == 1:
+            halves = sentences[0][: most // 2], sentences[0][most // 2 :]
+            return [np.concatenate([log_likelihoods(captioner, seen, [half])[0] for half in halves])]
+        rows = torch.arange(len(sentences), device=captioner.device).tensor_split(2)
+        parts = zip(rows, (sentences[: len(rows[0])], sentences[len(rows[0]) :]), strict=True)
+        return [row for own, said_of in parts for row in log_likelihoods(captioner, select_images(seen, own), said_of)]
     tokens = torch.full((len(sentences), most, longest), PAD)
     real = torch.zeros(tokens.shape, dtype=torch.bool)
     for b, own in enumerate(sentences):

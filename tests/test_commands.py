@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src import caption, evaluate, index, quantize, runs, search, soup
+from src import caption, evaluate, index, quantize, runs, search, serve, soup
 from src.config import ROOT
 from src.prepare import __main__ as prepare
 from src.train import build_data
@@ -245,7 +245,7 @@ def test_help(module):
     assert len(call(module, "--help").stdout) > 200
 
 
-@pytest.mark.parametrize("command", [caption, prepare, runs, soup, quantize, index, search])
+@pytest.mark.parametrize("command", [caption, prepare, runs, soup, quantize, index, search, serve])
 def test_help_of_commands_with_flags(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         command.main(["--help"])

@@ -14,8 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from src import (
+    annotate,
     caption,
     compare,
+    duplicates,
     evaluate,
     export,
     index,
@@ -23,12 +25,13 @@ from src import (
     report,
     runs,
     search,
+    serve,
     soup,
     studies,
     tags,
     words,
 )
-from src.bundle import CALIBRATION, Bundle, bundle_config, save_bundle
+from src.bundle import CALIBRATION, MATCHING, Bundle, bundle_config, save_bundle
 from src.command import _line_of, _values
 from src.confidence import Calibration
 from src.config import ROOT
@@ -38,6 +41,7 @@ from src.model import build
 from src.portable import PortableCaptioner
 from src.prepare import __main__ as prepare
 from src.results import references_digest
+from src.service.guard import is_loopback
 from src.train import train
 from src.trials import open_storage
 from tests.conftest import tiny_config
@@ -61,6 +65,15 @@ def commands(module: str) -> list[list[str]]:
                 if f"-m {module}" in line:
                     found.append(words[words.index(module) + 1 :])
     return found
+
+
+def matching_bundle(path: Path, words: list[str]) -> Path:
+    """One with a matcher, which knows some words, and the tags en and zh."""
+    known = Vocabulary.build([words], min_count=1, controls={"<en>": 1, "<zh>": 1})
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    config |= {"tokenizer": {"_target_": "src.data.tokenizer.MixedTokenizer"}, "matcher": MATCHER}
+    save_bundle(path, Bundle(build(config, known).eval(), known, config))
+    return path
 
 
 def identify(arguments: list[str]) -> str:
@@ -172,8 +185,15 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
     arguments = [str(bundle) if a.startswith("runs/") else known.get(a, a) for a in arguments]
     Calibration(4.0, 3.0, 0.5, 100).save(bundle / CALIBRATION)
     (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
+    if "--alert" in arguments:
+        bundle = matching_bundle(tmp_path / "matching", ["dog", "in", "the", "snow", "person", "with", "雪"])
+        Calibration(1.0, 0.0, 0.5, 100).save(bundle / MATCHING)
+        arguments += ["--alert-confidence", "0"]
     monkeypatch.setattr(caption, "SHIPPED", bundle)
     assert caption.main(arguments) == 0
+    if "--alert" in arguments:
+        assert len(capsys.readouterr().out.splitlines()) == arguments.count("--alert")
+        return
     if "--sidecar" in arguments:
         kind = arguments[arguments.index("--sidecar") + 1]
         assert len(list(tmp_path.glob(f"*/*.{kind}"))) == (1 if kind == "vtt" else 24)
@@ -216,16 +236,10 @@ def test_tags_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("arguments", commands("src.search"), ids=identify)
-def test_search_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, capsys):
+def test_search_commands(arguments, shapes, tmp_path, monkeypatch, capsys):
     """Each behind the pages' first `src.index`, whose captioner knows their words."""
     monkeypatch.chdir(tmp_path)
-    known = vocabulary.extended([], controls={"<en>": 1, "<zh>": 1}).extended(
-        [["dog", "in", "the", "snow", *"雪地里的狗"]] * 9
-    )
-    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
-    config["tokenizer"] = {"_target_": "src.data.tokenizer.MixedTokenizer"}
-    config["matcher"] = MATCHER
-    save_bundle(tmp_path / "bundle", Bundle(build(config, known).eval(), known, config))
+    matching_bundle(tmp_path / "bundle", ["dog", "in", "the", "snow", *"雪地里的狗"])
     monkeypatch.setattr(index, "SHIPPED", tmp_path / "bundle")
     (tmp_path / "photos").symlink_to(shapes / "images")
     (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
@@ -244,6 +258,21 @@ def test_index_commands(arguments, tmp_path, monkeypatch):
     """They can be read; what they do, tests/test_retrieval.py tries."""
     asked = index.parser().parse_args(arguments)
     assert asked.index == Path("photos.index") and (asked.pictures or asked.remove or asked.compact)
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [(module, arguments) for module in (annotate, duplicates) for arguments in commands(module.__name__)],
+)
+def test_annotating_commands(module, arguments, bundle, shapes, tmp_path, monkeypatch, capsys):
+    shutil.copytree(shapes / "images", tmp_path / "my_data" / "photos")
+    (tmp_path / "photos").symlink_to(tmp_path / "my_data" / "photos")
+    (tmp_path / "tags.tsv").write_text("my_data/photos/00.png\tred, square\n")
+    (tmp_path / "captions.tsv").write_text("my_data/photos/01.png\ta red square\n")
+    monkeypatch.chdir(tmp_path)
+    assert module.main(["--model", str(bundle), *arguments]) == 0
+    written = Path(arguments[arguments.index("-o") + 1]).read_text() if "-o" in arguments else capsys.readouterr().out
+    assert written or module is duplicates
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
@@ -342,6 +371,15 @@ def test_word_commands(arguments, tmp_path, monkeypatch, capsys):
     assert not asked.tsv or (asked.tsv / "metadata.tsv").exists()
 
 
+@pytest.mark.parametrize("arguments", commands("src.serve"), ids=identify)
+def test_serve_commands(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("token").write_text("0123456789abcdef\n")
+    asked = serve.parser().parse_args(arguments)
+    serve.check_numbers(asked)
+    assert is_loopback(asked.host) or serve.token_of(asked) == "0123456789abcdef"
+
+
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [(module, arguments) for module in (quantize, soup) for arguments in commands(module.__name__)],
@@ -370,7 +408,7 @@ def test_export_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, c
 
 def test_there_are_commands_of_each_kind():
     modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
-    modules += ("quantize", "soup", "export", "index", "search")
+    modules += ("quantize", "soup", "export", "index", "search", "serve", "annotate", "duplicates")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 

@@ -143,6 +143,18 @@ def test_likelihood_ranks_the_first_again(captioner, pictures, tmp_path):
     assert left[-1] == first[0]
 
 
+def test_many_sentences_are_scored_as_few(captioner, pictures, monkeypatch):
+    seen = captioner.features(captioner.stacked([captioner.open(path) for path in files(pictures)[:5]]))
+    texts = ["a red square", "blue", "一个红色", "a green circle on grey", "grey"]
+    sentences = [[said(captioner, text) for text in texts[number:]] for number in (0, 4, 2, 5, 1)]
+    whole = log_likelihoods(captioner, seen, sentences)
+    monkeypatch.setattr("src.matching.TOGETHER", 14)
+    parts = log_likelihoods(captioner, seen, sentences)
+    assert [len(each) for each in parts] == [5, 1, 3, 0, 4]
+    for one, other in zip(whole, parts, strict=True):
+        assert other == pytest.approx(one, rel=2e-2)
+
+
 def test_filters_by_folder(captioner, pictures, tmp_path, monkeypatch):
     index = built(captioner, pictures, tmp_path / "index")
     below = {str(path) for path in files(pictures / "b")}

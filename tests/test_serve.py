@@ -1,0 +1,120 @@
+"""`python -m src.serve`: what it refuses, and a real process from its first line to its end."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from src import serve
+from src.config import ROOT
+from tests.service.running import file_of, picture, tiny_captioner, wait_for
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def bundle(tmp_path, vocabulary):
+    tiny_captioner(tmp_path / "bundle", vocabulary)
+    return tmp_path / "bundle"
+
+
+def test_a_process_serves_and_ends_in_order(bundle):
+    """What was accepted when SIGTERM comes is answered; what comes after is told so; the exit status is 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.serve", "--model", str(bundle), "--port", "0", "--device", "cpu", "--batch", "2"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CAPTIONARY_TOKEN": TOKEN},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        address = process.stdout.readline().split("answers at ")[1].split()[0]
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        with httpx.Client(base_url=address, headers=headers, timeout=60, trust_env=False) as client:
+            assert client.get("/", headers={"authorization": ""}).status_code == 200
+            assert client.get("/v1/captioner", headers={"authorization": ""}).status_code == 401
+            assert client.post("/v1/caption", content=file_of(picture(0))).json()["words"]
+            files = [("a", (f"{i}.png", file_of(picture(i, (1200, 1000))))) for i in range(30)]
+            answers, late = [], []
+            asking = threading.Thread(target=lambda: answers.append(client.post("/v1/captions", files=files)))
+            asking.start()
+            waiting = "captionary_pictures_waiting 30"
+            wait_for(lambda: waiting in client.get("/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(httpx.TransportError):  # once all is answered, nobody is there
+                while True:
+                    late.append(httpx.get(f"{address}v1/captioner", headers=headers, trust_env=False).status_code)
+            asking.join()
+        assert answers[0].status_code == 200 and len(answers[0].json()["captions"]) == 30
+        assert all(each["caption"]["words"] for each in answers[0].json()["captions"])
+        assert late[-1] == 503 and set(late) <= {200, 503}
+        assert process.wait(30) == 0 and process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0: other machines reach this address, so a token is needed"),
+        (["--host", "::"], "--host ::: other machines reach"),
+        (["--host", "example.org"], "a token is needed"),
+        (["--token-file", "none"], "No such file"),
+        (["--token-file", "short"], "--token-file short: a token has 16 letters and digits or more"),
+        (["--token-file", "empty"], "--token-file empty: empty"),
+        (["--batch", "0"], "--batch 0: 1 or more"),
+        (["--queue", "0"], "--queue 0: 1 or more"),
+        (["--wait-ms", "-1"], "--wait-ms -1: 0 or more"),
+        (["--timeout", "0"], "--timeout 0: above 0"),
+        (["--port", "70000"], "--port 70000: 65535 at most"),
+        (["--model", "nowhere"], "nowhere: no such file"),
+    ],
+)
+def test_wrong_calls_are_one_sentence(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CAPTIONARY_TOKEN", raising=False)
+    (tmp_path / "short").write_text("secret\n")
+    (tmp_path / "empty").write_text("\n")
+    assert serve.main([*flags, *([] if "--port" in flags else ["--port", "0"])]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_named(bundle, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert serve.main(["--model", str(bundle), "--port", str(port)]) == 2
+    assert f"--port {port}: Address already in use; --port 0 takes a free port" in capsys.readouterr().err
+
+
+def test_a_captioner_of_regions_is_refused(tmp_path, vocabulary, capsys):
+    from src.bundle import Bundle, bundle_config, save_bundle
+    from src.model import build
+    from tests.conftest import tiny_config
+
+    config = bundle_config(tiny_config(), {"encoder_weights": "none"})
+    config["encoder"] = {"_target_": "src.encoders.RegionEncoder", "path": "regions", "dimension": 8}
+    config["encoder"] |= {"max_regions": 5, "width": 16}
+    save_bundle(tmp_path / "regions", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    assert serve.main(["--model", str(tmp_path / "regions"), "--port", "0"]) == 2
+    assert "reads regions computed beforehand, not pictures: serve one that reads pictures" in capsys.readouterr().err
+
+
+def test_tokens(tmp_path, monkeypatch):
+    def token(*flags):
+        return serve.token_of(serve.parser().parse_args(flags))
+
+    monkeypatch.setenv("CAPTIONARY_TOKEN", f" {TOKEN}\n")
+    (tmp_path / "token").write_text("f" * 32 + "\n")
+    assert token() == token("--host", "0.0.0.0") == TOKEN
+    assert token("--token-file", str(tmp_path / "token")) == "f" * 32
+    monkeypatch.delenv("CAPTIONARY_TOKEN")
+    assert token() is token("--host", "localhost") is token("--host", "::1") is token("--host", "127.0.0.2") is None

@@ -1,0 +1,477 @@
+"""The page in a real browser, on a phone and on a desk: the captioner that comes with the code, and a tiny one with
+pictures to search."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from PIL import Image
+
+from src.bundle import SHIPPED
+from src.captioner import Captioner
+from src.data.vocabulary import Vocabulary
+from src.figures import FAINT, RAMP
+from src.retrieval import Index
+from src.service.app import PAGE, Settings
+from tests.service.running import file_of, picture, running, tiny_captioner, wait_for
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+VIEWS = {
+    "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
+    "desk": {"viewport": {"width": 1280, "height": 800}},
+}
+TOKEN = "0123456789abcdef"
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
+
+
+class Served(NamedTuple):
+    captioner: Captioner
+    address: str
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Iterator[Served]:
+    captioner = Captioner.load(SHIPPED, device_name="cpu")
+    with running(captioner, Settings()) as (address, _):
+        yield Served(captioner, address)
+
+
+@pytest.fixture(scope="session")
+def tiny(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that knows lengths, of which pictures are indexed, behind a token."""
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["a", "red", "green", "blue", "square", "circle", "on", "grey"]
+    vocabulary = Vocabulary.build([[w] * (len(words) - i) for i, w in enumerate(words)], min_count=1)
+    captioner = tiny_captioner(folder / "bundle", vocabulary)
+    index = Index.create(folder / "index", captioner, ["en", "zh"])
+    index.add(captioner, sorted((shapes / "images").glob("*.png")))
+    with running(captioner, Settings(token=TOKEN), index) as (address, _):
+        yield Served(captioner, address)
+
+
+@pytest.fixture(scope="session")
+def photo() -> tuple[str, bytes]:
+    """A photograph that scikit-image brings (CC0)."""
+    data = pytest.importorskip("skimage.data", reason="needs scikit-image").camera()
+    return "camera.jpg", file_of(Image.fromarray(data), "JPEG", quality=90)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()
+
+
+class Visit:
+    """Pages of the service, what they fetched from elsewhere and what they complained of."""
+
+    def __init__(self, browser: "playwright.Browser", view: str) -> None:
+        self.browser, self.view = browser, view
+        self.complaints: list[str] = []
+        self.expected = "willReadFrequently"  # that is these tests' own reading of the overlay
+        self.contexts: list[playwright.BrowserContext] = []
+
+    def open(self, served: Served, **options: object) -> "playwright.Page":
+        context = self.browser.new_context(**{"locale": "en-GB", **VIEWS[self.view], **options})
+        self.contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: self.note(message.text))
+        page.on("pageerror", lambda error: self.note(str(error)))
+        page.on("request", lambda request: self.fetched(request.url, served.address))
+        page.goto(served.address)
+        until(page, "document.querySelector('#language').options.length || document.querySelector('dialog').open")
+        return page
+
+    def note(self, text: str) -> None:
+        if not re.search(self.expected, text):
+            self.complaints.append(text)
+
+    def fetched(self, url: str, address: str) -> None:
+        if not url.startswith((f"{address}/", f"blob:{address}/")):
+            self.complaints.append(f"fetched {url}")
+
+
+@pytest.fixture(params=VIEWS)
+def visit(request: pytest.FixtureRequest, browser: "playwright.Browser") -> Iterator[Visit]:
+    """No test may end with an error in the console, or with anything fetched from elsewhere."""
+    visit = Visit(browser, request.param)
+    yield visit
+    for context in visit.contexts:
+        context.close()
+    assert not visit.complaints
+
+
+def bring(page: "playwright.Page", how: str, *files: tuple[str, bytes], kind: str = "image/jpeg") -> None:
+    """Drop or paste files, as a person does."""
+    given = [[name, base64.b64encode(data).decode()] for name, data in files]
+    page.evaluate(
+        """([how, kind, given]) => {
+            const transfer = new DataTransfer();
+            for (const [name, data] of given)
+                transfer.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt())], name, { type: kind }));
+            const about = { bubbles: true, cancelable: true };
+            const main = document.querySelector("main");
+            if (how === "paste") main.dispatchEvent(new ClipboardEvent("paste", { ...about, clipboardData: transfer }));
+            for (const name of how === "drop" ? ["dragover", "drop"] : [])
+                main.dispatchEvent(new DragEvent(name, { ...about, dataTransfer: transfer }));
+        }""",
+        [how, kind, given],
+    )
+
+
+def until(page: "playwright.Page", what: str, given: object = None) -> None:
+    """Wait until an expression is true. Playwright's own way would have the page evaluate text, which it forbids."""
+    wait_for(lambda: page.evaluate(what, given), 30)
+
+
+def caption_of(page: "playwright.Page") -> str:
+    """What the page shows, once it does."""
+    page.locator(".word").first.wait_for()
+    return page.locator("#words").inner_text()
+
+
+def overlay(page: "playwright.Page") -> str:
+    """What is drawn over the picture, as a PNG; empty where nothing is seen."""
+    return page.evaluate(
+        """() => {
+            const canvas = document.querySelector("#overlay");
+            return canvas.classList.contains("on") ? canvas.toDataURL() : "";
+        }"""
+    )
+
+
+def own(served: Served, data: bytes, language: str | None = None, alternatives: int = 0, length: str | None = None):
+    """What the captioner itself says of a file."""
+    served.captioner.ask(length, language=language)
+    (caption,) = served.captioner([served.captioner.preprocess.decode(data)], alternatives=alternatives)
+    served.captioner.ask()
+    return caption
+
+
+def let_in(page: "playwright.Page") -> None:
+    page.get_by_label("Token", exact=True).fill(TOKEN)
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#language').options.length")
+
+
+def narrow(page: "playwright.Page") -> bool:
+    """Whether the page is no wider than its window."""
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_a_photograph_is_captioned_and_words_show_where_they_looked(visit, shipped, photo, how):
+    page = visit.open(shipped)
+    bring(page, how, photo)
+    wanted = own(shipped, photo[1], "en", 4)
+    assert caption_of(page) == wanted.text
+    assert page.locator("#status").inner_text() == f"Caption: {wanted.text}"
+    assert page.locator("#picture").get_attribute("alt") == wanted.text
+    assert f"{100 * wanted.confidence:.0f} %" in page.locator("#confidence").inner_text()
+    words = page.locator(".word")
+    assert words.all_inner_texts() == wanted.words and not overlay(page)
+    seen = []
+    for i in (0, 1, len(wanted.words) - 1):
+        (words.nth(i).tap if visit.view == "phone" else words.nth(i).hover)()
+        assert page.locator(".word.on").all_inner_texts() == [wanted.words[i]]
+        seen.append(overlay(page))
+    assert all(seen) and len(set(seen)) == 3, "every word has its own"
+    box, drawn = page.locator("#picture").bounding_box(), page.locator("#overlay").bounding_box()
+    assert all(abs(box[side] - drawn[side]) < 1 for side in box) and box["width"] > 150
+    if visit.view == "phone":
+        page.locator("#hint").tap()
+        page.evaluate("document.activeElement.blur()")
+    else:
+        page.mouse.move(1, 1)
+    assert not overlay(page)
+    choices = page.locator("#alternatives button")
+    assert [text.split("\n")[0] for text in choices.all_inner_texts()] == [
+        wanted.text,
+        *(other.text for other in wanted.alternatives),
+    ]
+    choices.nth(2).click()
+    assert page.locator("#words").inner_text() == wanted.alternatives[1].text
+    assert choices.nth(2).get_attribute("aria-pressed") == "true"
+    words.first.focus()
+    assert overlay(page) and narrow(page)
+
+
+def test_by_keyboard_alone(visit, shipped, photo, tmp_path):
+    (tmp_path / photo[0]).write_bytes(photo[1])
+    page = visit.open(shipped)
+    choosers: list[playwright.FileChooser] = []
+    page.on(
+        "filechooser", lambda chooser: choosers.append(chooser)
+    )  # well before the key: what waits for one is told late
+    active: Callable[[], str] = lambda: page.evaluate("document.activeElement.id || document.activeElement.className")  # noqa: E731
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert page.locator(".skip").bounding_box()["x"] >= 0, "it is seen when it is reached"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert active() == "choose"
+    outline = page.locator("label[for=choose]").evaluate("label => getComputedStyle(label).outlineStyle")
+    assert outline == "solid", "where the keyboard is can be seen"
+    page.keyboard.press("Space")
+    wait_for(lambda: page.evaluate("0") or choosers)  # events come while the page is asked
+    choosers[0].set_files(tmp_path / photo[0])
+    said = caption_of(page)
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        if active().startswith("word"):
+            break
+    assert page.evaluate("document.activeElement.textContent") == said.split()[0]
+    first = overlay(page)
+    page.keyboard.press("ArrowRight")
+    second = overlay(page)
+    assert page.evaluate("document.activeElement.textContent") == said.split()[1]
+    assert "looked at the" in page.evaluate("document.activeElement.getAttribute('aria-description')")
+    assert first and second and first != second
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.textContent") == said.split()[-1]
+    page.keyboard.press("Home")
+    assert overlay(page) == first
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert not overlay(page)
+    page.keyboard.press("Enter")
+    assert page.locator("#alternatives [aria-pressed=true]").evaluate("b => b === document.activeElement"), (
+        "it stays there"
+    )
+    page.locator("#tab-caption").focus()
+    page.keyboard.press("ArrowRight")
+    assert active() == "tab-search" and page.locator("#search").is_visible() and page.locator("#caption").is_hidden()
+    assert page.locator("[role=tab][tabindex='0']").count() == 1
+    assert "--index" in page.locator("#no-index").inner_text(), "of this service nothing can be searched"
+    page.keyboard.press("ArrowRight")
+    assert active() == "tab-caption" and page.locator("#caption").is_visible()
+
+
+def test_chinese_captions_and_a_chinese_interface_that_is_remembered(visit, shipped, photo):
+    page = visit.open(shipped)
+    bring(page, "drop", photo)
+    english = caption_of(page)
+    page.get_by_label("Language").select_option("zh")
+    wanted = own(shipped, photo[1], "zh")
+    until(page, "text => document.querySelector('#words').textContent === text", wanted.text)
+    assert (
+        page.locator("#words").get_attribute("lang") == "zh" and page.locator(".word").all_inner_texts() == wanted.words
+    )
+    page.locator(".word").nth(1).focus()
+    assert overlay(page)
+    page.get_by_role("button", name="中文").click()
+    assert page.locator("html").get_attribute("lang") == "zh"
+    assert page.get_by_role("tab", name="描述").is_visible() and "概率" in page.locator("#confidence").inner_text()
+    page.get_by_label("语言").select_option("en")
+    until(page, "text => document.querySelector('#words').textContent === text", english)
+    page.reload()
+    page.get_by_role("button", name="English").wait_for()
+    assert page.locator("html").get_attribute("lang") == "zh"
+    missing = page.evaluate(
+        "() => [...document.querySelectorAll('[data-zh]')].filter(e => e.textContent !== e.dataset.zh).length"
+    )
+    assert missing == 0
+    first = visit.open(shipped, locale="zh-CN")
+    assert first.locator("html").get_attribute("lang") == "zh" and first.locator("#language").input_value() == "zh"
+
+
+def test_several_pictures_one_after_the_other(visit, shipped, photo):
+    page = visit.open(shipped)
+    others = [(f"{i}.png", file_of(picture(i, (300, 200)), "JPEG")) for i in range(2)]
+    bring(page, "drop", photo, *others)
+    assert caption_of(page) == own(shipped, photo[1], "en").text
+    strip = page.locator("#strip button")
+    assert strip.count() == 3 and strip.nth(0).get_attribute("aria-current") == "true"
+    for i, (_, data) in enumerate(others, 1):
+        strip.nth(i).click()
+        assert caption_of(page) == own(shipped, data, "en").text
+        assert page.locator("#strip [aria-current]").count() == 1
+    assert page.locator("#strip img").evaluate_all("all => all.map(i => i.alt)") == [
+        own(shipped, data, "en").text for _, data in (photo, *others)
+    ]
+    page.get_by_label("Choose pictures").set_input_files(
+        {"name": "new.jpg", "mimeType": "image/jpeg", "buffer": others[0][1]}
+    )
+    until(page, "document.querySelectorAll('#strip button').length === 4")
+    assert narrow(page)
+    camera = page.locator("label[for=camera]")
+    assert camera.is_visible() == (visit.view == "phone")
+    assert page.locator("#camera").get_attribute("capture") == "environment"
+
+
+def test_what_cannot_be_captioned_is_said(visit, shipped, photo):
+    visit.expected += "|status of 4"
+    page = visit.open(shipped)
+    bring(page, "drop", ("notes.txt", b"hello"), kind="text/plain")
+    assert page.get_by_role("alert").inner_text() == "That is not a picture."
+    bring(page, "drop", ("broken.jpg", photo[1][:3000]))
+    until(page, "document.querySelector('#problem').textContent.includes('damaged or truncated')")
+    assert page.locator("#result").is_hidden()
+    page.get_by_role("button", name="中文").click()
+    assert "图片损坏" in page.get_by_role("alert").inner_text()
+    bring(page, "drop", photo)
+    caption_of(page)
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_a_format_that_only_the_browser_reads_is_converted(visit, shipped):
+    visit.expected += "|status of 415"
+    page = visit.open(shipped)
+    data = page.evaluate(  # Chromium shows icons, the service reads none
+        """async () => {
+            const canvas = Object.assign(document.createElement("canvas"), { width: 64, height: 64 });
+            canvas.getContext("2d").fillRect(8, 8, 40, 40);
+            const png = new Uint8Array(await (await new Promise(done => canvas.toBlob(done))).arrayBuffer());
+            const head = new DataView(new ArrayBuffer(22));
+            [[2, 1], [4, 1], [10, 1], [12, 32]].forEach(([at, value]) => head.setUint16(at, value, true));
+            [[14, png.length], [18, 22]].forEach(([at, value]) => head.setUint32(at, value, true));
+            [6, 7].forEach(at => head.setUint8(at, 64));
+            return btoa(String.fromCharCode(...new Uint8Array(head.buffer), ...png));
+        }"""
+    )
+    bring(page, "drop", ("drawing.ico", base64.b64decode(data)), kind="image/x-icon")
+    assert caption_of(page)
+
+
+def test_search_by_sentence_by_words_and_by_picture(visit, tiny, shapes):
+    visit.expected += "|status of 4"
+    page = visit.open(tiny)
+    let_in(page)
+    page.get_by_role("tab", name="Search").click()
+    box = page.get_by_label("Describe the pictures to find")
+    box.fill("a red square")
+    box.press("Enter")
+    grid = page.locator("#grid li")
+    until(page, "document.querySelectorAll('#grid li').length === 24")
+    assert page.locator("#found").inner_text() == "24 pictures"
+    until(page, "[...document.querySelectorAll('#grid img')].every(image => image.naturalWidth > 0)")
+    index_says = page.locator("#grid small").all_inner_texts()
+    box.fill("circle")
+    page.get_by_label("Search by").select_option("words")
+    page.get_by_role("button", name="Search", exact=True).click()
+    until(page, "before => document.querySelector('#grid')?.innerText !== before", "\n".join(index_says))
+    box.fill("?!")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.get_by_role("alert").wait_for()
+    assert "no words" in page.get_by_role("alert").inner_text()
+    bring(page, "paste", ("03.png", (shapes / "images" / "03.png").read_bytes()), kind="image/png")
+    until(page, "document.querySelector('#grid small')?.textContent.startsWith('03.png · 1.00')")
+    assert page.get_by_role("alert").count() == 0 and narrow(page)
+    similar = page.get_by_role("button", name=re.compile("^Pictures similar to 0[0-9].png")).first
+    similar.focus()
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#found').textContent.includes('like yours')")
+    grid.first.locator(".look").focus()
+    page.keyboard.press("Enter")
+    assert caption_of(page) and page.locator("#caption").is_visible()
+
+
+def test_lengths_are_chosen_where_the_captioner_knows_some(visit, tiny, photo):
+    visit.expected += "|status of 401"
+    page = visit.open(tiny)
+    let_in(page)
+    bring(page, "drop", photo)
+    any_length = caption_of(page)
+    page.get_by_label("Length").select_option("long")
+    wanted = own(tiny, photo[1], "en", length="long")
+    until(page, "text => document.querySelector('#words').textContent === text", wanted.text)
+    page.get_by_label("Length").select_option("")
+    until(page, "text => document.querySelector('#words').textContent === text", any_length)
+
+
+def test_a_token_is_asked_for_until_it_is_right(visit, tiny):
+    visit.expected += "|status of 401"
+    page = visit.open(tiny)
+    dialog = page.get_by_role("dialog", name="A token is needed")
+    assert dialog.is_visible()
+    page.keyboard.press("Escape")
+    page.get_by_label("Token", exact=True).fill("wrong")
+    with page.expect_response(lambda response: response.status == 401):
+        page.keyboard.press("Enter")
+    dialog.wait_for()
+    let_in(page)
+    assert dialog.is_hidden()
+    page.reload()
+    until(page, "document.querySelector('#language').options.length")
+    assert page.get_by_role("dialog").count() == 0, "this tab remembers it"
+
+
+CONTRASTS = """() => {
+    const parse = text => (text.match(/[\\d.]+/g) ?? []).map(Number);
+    const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+    const light = ([r, g, b]) => .2126 * linear(r / 255) + .7152 * linear(g / 255) + .0722 * linear(b / 255);
+    const ground = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const [r, g, b, a = 1] = parse(getComputedStyle(e).backgroundColor);
+            if (a === 1) return [r, g, b];
+        }
+        return [255, 255, 255];
+    };
+    const found = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const text = [...element.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+        const seen = element.checkVisibility({ visibilityProperty: true });
+        if (!seen || !(text || element.matches("input:not([type=file]), select"))) continue;
+        const pair = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((a, b) => b - a);
+        found.push([(pair[0] + .05) / (pair[1] + .05), element.outerHTML.slice(0, 80)]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_names_and_motion(visit, tiny, photo, scheme):
+    """WCAG 2.2 AA: text against its ground 4.5 : 1 (1.4.3), a name for every control (4.1.2)."""
+    visit.expected += "|status of 4"
+    page = visit.open(tiny, color_scheme=scheme, reduced_motion="reduce")
+    grounds = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", grounds))) > 384) == (scheme == "light")
+
+    def check() -> None:
+        low = [each for each in page.evaluate(CONTRASTS) if each[0] < 4.5]
+        assert not low
+        tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+        controls = [
+            node
+            for node in tree
+            if not node["ignored"]
+            and node["role"]["value"]
+            in ("button", "tab", "textbox", "searchbox", "combobox", "link", "image", "dialog")
+        ]
+        assert len(controls) > 1
+        assert not [node for node in controls if not node.get("name", {}).get("value", "").strip()]
+        assert narrow(page)
+
+    check()
+    let_in(page)
+    bring(page, "drop", photo, ("2.jpg", file_of(picture(1), "JPEG")))
+    caption_of(page)
+    page.locator(".word").first.focus()
+    check()
+    bring(page, "drop", ("broken.jpg", photo[1][:3000]))
+    until(page, "document.querySelector('#problem').textContent.includes('damaged')")
+    check()
+    page.get_by_role("tab", name="Search").click()
+    page.get_by_label("Describe the pictures to find").fill("a red square")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelectorAll('#grid li').length === 24")
+    check()
+    assert page.locator(".spinner").evaluate("s => getComputedStyle(s).animationName") == "none"
+
+
+def test_attention_is_drawn_as_figures_draw_it():
+    script = (PAGE / "app.js").read_text(encoding="utf-8")
+    assert json.loads(re.search(r"const ramp = (\[\[.*?\]\]);", script)[1]) == [list(colour) for colour in RAMP]
+    assert int(re.search(r"const faint = (\d+);", script)[1]) == FAINT
