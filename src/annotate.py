@@ -12,7 +12,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src.caption import add_model_flag, depends_on
+from src.caption import add_model_flag, depends_on, models_and_pictures
 from src.captioner import Caption, Captioner
 from src.confidence import BINS, Calibration, mean_log_prob
 from src.config import device, keep_freed_memory
@@ -27,7 +27,7 @@ from src.pictures import find_pictures
 from src.tags import tags_of
 
 COLUMNS = ("img_path", "kind", "proposal", "confidence", "source", "like")
-TEMPERATURE = 0.05
+TEMPERATURE = 0.1
 """Of the neighbours' weights: a cosine that is higher by so much counts e times as much."""
 
 EPILOG = """The proposals are a TSV to be reviewed, with a header: img_path, kind (tag or caption), proposal,
@@ -191,7 +191,7 @@ class Annotator:
         self,
         captioner: Captioner,
         examples: Sequence[Example],
-        neighbours: int = 5,
+        neighbours: int = 10,
         new_tags: bool = False,
         batch_size: int = 16,
         progress: bool = False,
@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--tags", type=Path, metavar="FILE.tsv", help="the examples' tags: img_path<TAB>tag, tag, …")
     result.add_argument("--captions", type=Path, metavar="FILE.tsv", help="their captions: img_path<TAB>caption")
     result.add_argument("-o", "--output", type=Path, help="write the TSV here; a stopped call is taken up by the same")
-    result.add_argument("--neighbours", type=int, default=5, metavar="K", help="examples a picture (%(default)s)")
+    result.add_argument("--neighbours", type=int, default=10, metavar="K", help="examples a picture (%(default)s)")
     result.add_argument(
         "--min-confidence", type=float, default=0.3, metavar="P", help="of tags, in [0, 1] (%(default)s)"
     )
@@ -288,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
+    options.model, options.pictures = models_and_pictures(options.model, options.pictures)
     if not options.pictures:
         command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src.caption import add_model_flag, depends_on
+from src.caption import add_model_flag, depends_on, models_and_pictures
 from src.captioner import Captioner
 from src.config import device, keep_freed_memory
 from src.data.images import ImageError
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
+    options.model, options.pictures = models_and_pictures(options.model, options.pictures)
     if not options.pictures:
         command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()

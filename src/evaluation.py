@@ -391,7 +391,7 @@ def score_table(scores: Mapping[str, Any], not_computed: Mapping[str, str]) -> s
     lines = []
     for name, value in scores.items():
         reason = f" ({not_computed.get(name, 'no reason given')})" if value is None else ""
-        lines.append(f"  {name:<22}{score_text(name, value)}{reason}")
+        lines.append(f"  {name + ' ':<22}{score_text(name, value)}{reason}")
     return "\n".join(lines)
 
 

@@ -55,8 +55,9 @@ if __name__ == "__main__":
 STATIC = ["Conv", "Clip", "Relu", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "MatMul", "Gemm"]
 """The encoder's operations that eight bits of known range carry; others, such as softmax, stay as they are."""
 
-TORCH_FOR_ONNX = (2, 9)
-"""The first version of torch whose ONNX exporter was seen to work with the onnxscript of its day and later ones."""
+LEAST_TORCH = (2, 9)
+"""The first that was seen to export all decoders; 2.6 saves no program with attention, and its ONNX is none of these
+packages'."""
 
 TIE = 1e-3
 """Two captions tie whose scores, by one captioner, differ by less."""
@@ -279,9 +280,9 @@ def export(
     """
     if isinstance(captioner.model.encoder, RegionEncoder):
         raise ExportError(f"{source}: reads regions computed beforehand, not pictures: it cannot be exported")
-    if kind == "onnx" and torch.__version__ < TORCH_FOR_ONNX:  # type: ignore[operator]
-        least = ".".join(map(str, TORCH_FOR_ONNX))
-        raise ExportError(f"ONNX needs torch {least} or newer, and this is {torch.__version__}: give --format torch")
+    if torch.__version__ < LEAST_TORCH:  # type: ignore[operator]
+        least = ".".join(map(str, LEAST_TORCH))
+        raise ExportError(f"export needs torch {least} or newer, and this is {torch.__version__}: install a newer one")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if kind == "onnx" and not find_spec(name)]
     if missing:
         raise ExportError(f"ONNX needs {', '.join(missing)}: `pip install -e '.[export]'`, or give --format torch")

@@ -46,7 +46,7 @@ class JointMatcher(nn.Module):
         heads: int = 4,
         dropout: float = 0.2,
         word_dropout: float = 0.1,
-        likelihood: float = 0.1,
+        likelihood: float = 0.5,
     ) -> None:
         super().__init__()
         at_least(1, "matcher", size=size, words=words, hidden=hidden, heads=heads)

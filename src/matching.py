@@ -24,8 +24,8 @@ HOW = (
     "`python -m src.train init=RUN objective=contrastive objective.caption_weight=0` trains one, and the captioner "
     "that comes with the code has one"
 )
-TOGETHER = 1 << 15
-"""Words that are scored at a time, so that a long list of sentences takes no more memory than a short one."""
+TOGETHER = 16
+"""Sentences of a picture whose likelihoods are computed at once: some pictures are asked about hundreds."""
 DIGESTS: "WeakKeyDictionary[Captioner, str]" = WeakKeyDictionary()
 """Of captioners that were asked for theirs: a search is not to read all weights each time."""
 
@@ -117,18 +117,19 @@ def said(captioner: Captioner, sentence: str) -> Said:
 def log_likelihoods(captioner: Captioner, seen: Features, sentences: Sequence[Sequence[Said]]) -> list[np.ndarray]:
     """How likely a captioner is to say some sentences of each of B pictures: of each the mean log-probability of its
     words and its end, in nats (n,)."""
-    most = max(map(len, sentences), default=0)
-    if not most:
-        return [np.zeros(0, np.float32) for _ in sentences]
+    means = [np.zeros(len(own), np.float32) for own in sentences]
+    for start in range(0, max(map(len, sentences), default=0), TOGETHER):
+        some = {b: own[start : start + TOGETHER] for b, own in enumerate(sentences) if len(own) > start}
+        features = select_images(seen, torch.tensor(list(some), device=captioner.device))
+        for (b, own), found in zip(some.items(), _means(captioner, features, list(some.values())), strict=True):
+            means[b][start : start + len(own)] = found[: len(own)]
+    return means
+
+
+def _means(captioner: Captioner, seen: Features, sentences: Sequence[Sequence[Said]]) -> np.ndarray:
+    """As `log_likelihoods`, of one sentence or more of each picture, padded: (B, Q)."""
     longest = max(len(each.tokens) for own in sentences for each in own)
-    if len(sentences) * most * longest > TOGETHER and most > 1:
-        if len(sentences) == 1:
-            halves = sentences[0][: most // 2], sentences[0][most // 2 :]
-            return [np.concatenate([log_likelihoods(captioner, seen, [half])[0] for half in halves])]
-        rows = torch.arange(len(sentences), device=captioner.device).tensor_split(2)
-        parts = zip(rows, (sentences[: len(rows[0])], sentences[len(rows[0]) :]), strict=True)
-        return [row for own, said_of in parts for row in log_likelihoods(captioner, select_images(seen, own), said_of)]
-    tokens = torch.full((len(sentences), most, longest), PAD)
+    tokens = torch.full((len(sentences), max(map(len, sentences)), longest), PAD)
     real = torch.zeros(tokens.shape, dtype=torch.bool)
     for b, own in enumerate(sentences):
         for q, each in enumerate(own):
@@ -137,10 +138,8 @@ def log_likelihoods(captioner: Captioner, seen: Features, sentences: Sequence[Se
     tokens, real = tokens.to(captioner.device), real[..., 1:].to(captioner.device)
     decoder = captioner.model.decoder
     with captioner.computing():
-        hidden = decoder(
-            decoder.embed(tokens[..., :-1]), decoder.prepare(seen), lengths=(tokens != PAD).sum(-1) - 1
-        ).hidden
+        lengths = (tokens != PAD).sum(-1) - 1
+        hidden = decoder(decoder.embed(tokens[..., :-1]), decoder.prepare(seen), lengths=lengths).hidden
         _, nats, _ = linear_cross_entropy(hidden[real], decoder.classifier, tokens[..., 1:][real])
         sums = torch.zeros(real.shape, device=real.device).masked_scatter_(real, nats.float()).sum(-1)
-        means = (-sums / real.sum(-1).clamp(min=1)).cpu().numpy()
-    return [row[: len(own)] for row, own in zip(means, sentences, strict=True)]
+        return (-sums / real.sum(-1).clamp(min=1)).cpu().numpy()

@@ -22,13 +22,13 @@ def test_votes_are_shares_of_weight():
     assert found.usual == pytest.approx(1.4 / 3) and found.calibration is None, "too few to tell"
     picture = np.array([0.96, 0.28])
     similar = vectors @ picture  # 0.96, 0.8, 0.28
-    one, two, nothing = (math.exp(x / 0.05) for x in (0.96, 0.8, 1.4 / 3))
+    one, two, nothing = (math.exp(x / annotate.TEMPERATURE) for x in (0.96, 0.8, 1.4 / 3))
     assert found.votes(similar) == pytest.approx(
         {"dog": (one + two) / (one + two + nothing), "snow": one / (one + two + nothing)}
     )
     assert found.nearest(similar).tolist() == [0, 1], "the third is none of the two nearest"
     far = found.votes(np.array([0.1, 0.05, 0.0]))
-    assert max(far.values()) < 0.01, "of what is like no example, nothing is said"
+    assert max(far.values()) < 0.05, "of what is like no example, nothing is said"
 
 
 def test_votes_become_probabilities_where_the_examples_tell():
@@ -154,7 +154,7 @@ def test_the_nearest_example_is_told_and_new_tags_are_asked_for(bundles, photos)
         (["--tags", "{0}/nowhere.tsv"], "nowhere.tsv"),
         (["--tags", "{0}/tags.tsv", "--neighbours", "0"], "--neighbours 0: 1 or more"),
         (["--tags", "{0}/tags.tsv", "--min-confidence", "2"], "--min-confidence 2: a number from 0 to 1"),
-        (["--tags", "{0}/tags.tsv", "--model", "a", "b"], "--model: one captioner, not several"),
+        (["--tags", "{0}/tags.tsv", "--model", "flickr8k-bilingual", "flickr8k-bilingual"], "--model: one captioner"),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags, sentence, photos, capsys):

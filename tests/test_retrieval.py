@@ -133,7 +133,7 @@ def test_likelihood_ranks_the_first_again(captioner, pictures, tmp_path):
         with captioner.computing():
             hidden = model.decoder(model.decoder.embed(torch.tensor([[ids[:-1]]])), model.memory(seen)).hidden
             nats = F.cross_entropy(model.decoder.logits(hidden)[0, 0, 1:].float(), torch.tensor(ids[2:]))
-        expected[each.path] = each.score - 0.1 * float(nats)
+        expected[each.path] = each.score - model.matcher.likelihood * float(nats)
         ragged = log_likelihoods(captioner, seen, [[Said(ids, 2), Said([BOS, 5, EOS], 1)]])
         assert ragged[0][0] == pytest.approx(-float(nats), rel=1e-2)  # bf16 where the hardware has it
     assert {each.path: each.score for each in again} == pytest.approx(expected, abs=5e-3)
@@ -148,7 +148,7 @@ def test_many_sentences_are_scored_as_few(captioner, pictures, monkeypatch):
     texts = ["a red square", "blue", "一个红色", "a green circle on grey", "grey"]
     sentences = [[said(captioner, text) for text in texts[number:]] for number in (0, 4, 2, 5, 1)]
     whole = log_likelihoods(captioner, seen, sentences)
-    monkeypatch.setattr("src.matching.TOGETHER", 14)
+    monkeypatch.setattr("src.matching.TOGETHER", 2)
     parts = log_likelihoods(captioner, seen, sentences)
     assert [len(each) for each in parts] == [5, 1, 3, 0, 4]
     for one, other in zip(whole, parts, strict=True):
@@ -285,7 +285,8 @@ import numpy as np
 from src.retrieval import Index
 from src.segments import Row
 index = Index.open(sys.argv[1])
-vectors = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
+vectors = np.random.default_rng(9).standard_normal((3000, 8)).astype(np.float32)
+vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
 print("begun", flush=True)
 for number in range(100_000):
     with index.updating() as update:

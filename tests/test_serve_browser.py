@@ -39,14 +39,14 @@ class Served(NamedTuple):
     address: str
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shipped() -> Iterator[Served]:
     captioner = Captioner.load(SHIPPED, device_name="cpu")
     with running(captioner, Settings()) as (address, _):
         yield Served(captioner, address)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def tiny(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One that knows lengths, of which pictures are indexed, behind a token."""
     folder = tmp_path_factory.mktemp("tiny")
@@ -66,7 +66,7 @@ def photo() -> tuple[str, bytes]:
     return "camera.jpg", file_of(Image.fromarray(data), "JPEG", quality=90)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
     with playwright.sync_playwright() as driver:
         found = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))

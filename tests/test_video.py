@@ -10,11 +10,11 @@ from src.video import VideoError, difference, duration, frames, scenes
 RATE = 25
 
 
-def write_video(path, parts, rate=RATE, codec="mpeg4", fade=0):
+def write_video(path, parts, rate=RATE, codec="mpeg4", fade=0, size=(96, 64)):
     """Pictures (a function of the frame's number within its part, or one), each for some seconds."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         last = None
         for picture, seconds in parts:
             for number in range(round(seconds * rate)):

@@ -194,6 +194,8 @@ def asked(
     """
     names = tag_tokens(tags or "")
     if language is not None:
+        if not language:
+            raise ControlError("the language “”: a tag is wanted, such as zh")
         (plain,) = tag_tokens([language])
         keyed = f"<language={plain[1:-1]}>"
         names = sorted({*names, keyed if keyed in vocabulary.control_index else plain})

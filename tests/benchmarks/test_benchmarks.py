@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks import decoder, evaluation, export, huggingface, parts, rewards
+from benchmarks import decoder, evaluation, export, huggingface, index, parts, rewards
 from benchmarks.measuring import Row, alternate, table
 from benchmarks.products import record
 from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.config import ROOT
-from src.export import TORCH_FOR_ONNX
+from src.export import LEAST_TORCH
 from src.model import build
 from tests.conftest import tiny_config
 
@@ -170,7 +170,7 @@ def test_rewards_are_timed_within_the_steps_that_they_are_part_of():
     assert "CIDEr-D" in first.what and first.at_most and second.floor == rewards.LIMIT
 
 
-@pytest.mark.skipif(torch.__version__ < TORCH_FOR_ONNX, reason="torch is too old for ONNX")
+@pytest.mark.skipif(torch.__version__ < LEAST_TORCH, reason="torch is too old to export")
 @pytest.mark.slow
 def test_an_exports_gains_and_costs_are_measured(vocabulary, shapes, tmp_path, capsys):
     config = bundle_config(tiny_config(), {"encoder_weights": "random"})
@@ -190,3 +190,12 @@ def test_an_exports_gains_and_costs_are_measured(vocabulary, shapes, tmp_path, c
     assert found["ONNX, int8 all"]["mb"] < found["ONNX"]["mb"] and found["ONNX"]["memory_mb"] > 20
     table = capsys.readouterr().out.splitlines()
     assert table[0].endswith("| ties | BLEU-4 | CIDEr-D |") and len({line.count("|") for line in table[:8]}) == 1
+
+
+def test_the_indexs_figures_are_of_an_index_and_of_all_products(tmp_path):
+    assert index.build(tmp_path / "index", 300) > 0
+    found = index.measure(tmp_path / "index", 300, 7)
+    assert found["recall@10"] == 1 and found["segments"] == 1 and found["by three words ms"] > 0
+    assert found["disk, vectors MB"] < found["disk, all MB"] < 1
+    every, asked = index.vectors(300, 0), index.vectors(7, 10**9)
+    assert index.exact(300, asked) == [set(row.tolist()) for row in (-(asked @ every.T)).argsort(1)[:, :10]]

@@ -275,6 +275,7 @@ def test_what_is_asked_for_stands_as_in_training(knowing):
         ({"length": "-5"}, "length -5"),
         ({"tags": "en, fr"}, "fr: this captioner knows the tags en, language=zh"),
         ({"language": "fr"}, "fr: this captioner knows the tags en, language=zh"),
+        ({"language": ""}, "the language “”: a tag is wanted, such as zh"),
         ({"tags": "<en>"}, "a word or key=word is wanted"),
     ],
 )

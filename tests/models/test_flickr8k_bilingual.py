@@ -17,6 +17,7 @@ from src.config import ROOT
 from src.data.vocabulary import UNK, Vocabulary
 from src.train import train
 from tests.test_configs import composed, tiny
+from tests.test_video import write_video
 
 CARD = ROOT / "models" / f"{SHIPPED.name}.md"
 PEOPLE = {"man", "woman", "person", "people", "boy", "girl", "child", "lady", "men", "women"}
@@ -47,7 +48,14 @@ def call(photograph, tmp_path, monkeypatch, capsys):
 
 def test_the_folder_is_small_and_holds_no_captions():
     files = {path.name: path.stat().st_size for path in SHIPPED.rglob("*")}
-    assert set(files) == {"README.md", "calibration.json", "config.yaml", "model.safetensors", "vocabulary.json"}
+    assert set(files) == {
+        "README.md",
+        "calibration.json",
+        "config.yaml",
+        "matching.json",
+        "model.safetensors",
+        "vocabulary.json",
+    }
     assert sum(files.values()) <= 19_000_000
     with safe_open(SHIPPED / "model.safetensors", "pt") as weights:
         assert not weights.metadata()
@@ -108,6 +116,18 @@ def test_sentences_find_the_photograph_among_drawings(photograph, shapes, tmp_pa
             assert search.main([sentence, *where, "--rerank", rerank]) == 0
             found = capsys.readouterr().out.splitlines()
             assert len(found) == 6 and found[0].split("\t")[1] == str(photograph), sentence
+
+
+def test_it_watches_a_video(photograph, shapes, tmp_path, capsys):
+    drawing, shown = (
+        Image.open(path).convert("RGB").resize((320, 320)) for path in (shapes / "images" / "00.png", photograph)
+    )
+    clip = write_video(tmp_path / "clip.mp4", [(drawing, 3), (shown, 3), (drawing, 3)], rate=5, size=(320, 320))
+    line = [str(clip), "--alert", "a woman in an orange jacket is smiling", "--alert-confidence", "0.5"]
+    assert caption.main([*line, "--device", "cpu"]) == 0
+    (row,) = capsys.readouterr().out.splitlines()
+    start, end = map(float, row.split("\t")[0].split("#t=")[1].split(","))
+    assert start == pytest.approx(3, abs=0.6) and end == pytest.approx(6, abs=0.6)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,7 +34,8 @@ def batched(work, size=4, wait=0.0, most=100):
             await asyncio.wait_for(work(batcher, slow), 20)
             assert batcher.taken == batcher.coming == 0 and not batcher.waiting
 
-    asyncio.run(run())
+    with ThreadPoolExecutor(1) as thread:  # in this one Playwright's loop may still run
+        thread.submit(asyncio.run, run()).result()
     assert len(slow.threads) <= 1
     return slow.batches
 
