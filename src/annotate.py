@@ -20,10 +20,12 @@ from src.data.images import ImageError
 from src.data.tsv import read_rows
 from src.distributed import Place
 from src.encoders.base import Features
+from src.files import check_names, encodable
 from src.matching import log_likelihoods, picture_vectors, said
 from src.metrics.content import ContentWords
 from src.parts import Parts
 from src.pictures import find_pictures
+from src.rows import check_output
 from src.tags import tags_of
 
 COLUMNS = ("img_path", "kind", "proposal", "confidence", "source", "like")
@@ -45,7 +47,9 @@ class Proposal(NamedTuple):
     """tag or caption."""
     text: str
     confidence: float | None
-    """The probability that it is right, in (0, 1); None of a caption where the captioner is not calibrated."""
+    """Of a tag the neighbours' vote, calibrated where the examples are enough, or, where only the captioner says it,
+    the share of its captions that do; of a caption the probability that it is good, None where the captioner is not
+    calibrated."""
     source: str
     """neighbours, captioner or both."""
     like: str = ""
@@ -53,7 +57,7 @@ class Proposal(NamedTuple):
 
     def line(self, picture: str) -> str:
         sure = "" if self.confidence is None else f"{self.confidence:.3f}"
-        return "\t".join([picture, self.kind, self.text, sure, self.source, self.like])
+        return encodable("\t".join([picture, self.kind, self.text, sure, self.source, self.like]))
 
 
 class Example(NamedTuple):
@@ -238,7 +242,8 @@ class Annotator:
         for name in names:
             source = "both" if name in sure and name in seen else "neighbours" if name in sure else "captioner"
             like = self._like(row, (name in example.tags for example in self.neighbours.examples))
-            proposals.append(Proposal("tag", name, max(sure.get(name, 0.0), seen.get(name, 0.0)), source, like))
+            # The captioner's share is no probability: it does not raise what the votes say.
+            proposals.append(Proposal("tag", name, sure[name] if name in sure else seen[name], source, like))
         return sorted(proposals, key=lambda each: -(each.confidence or 0))
 
     def _candidates(self, row: np.ndarray) -> list[str]:
@@ -285,7 +290,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
+    where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
     options.model, options.pictures = models_and_pictures(options.model, options.pictures)
@@ -297,6 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted" + ("; the same call goes on" if options.output else ""), file=sys.stderr)
+        return 130
 
 
 def run(options: argparse.Namespace) -> int:
@@ -315,14 +324,16 @@ def run(options: argparse.Namespace) -> int:
     pictures = [path for path in map(Path, find_pictures(options.pictures)) if path.resolve() not in known]
     if not pictures:
         raise ValueError("every picture named is an example: nothing is left to annotate")
+    tables = [*filter(None, (options.tags, options.captions))]
+    check_names([*pictures, *(example.path for example in examples)])
+    if options.output:
+        check_output(options.output, [*pictures, *known, *tables])
     captioner = Captioner.load(options.model[0], device_name=options.device or device())
     captioner.check_source()
     captioner.ask(language=options.language)
     parts = None
     if options.output:
-        key = depends_on(
-            [*pictures, *map(Path, known), *filter(None, (options.tags, options.captions))], captioner, options
-        )
+        key = depends_on([*pictures, *known, *tables], captioner, options)
         parts = Parts(options.output, key, len(pictures), Place())
         if parts.done:
             print(f"{options.output}: {parts.done} of {len(pictures)} are annotated already", file=sys.stderr)
@@ -332,6 +343,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if told := annotate.neighbours.summary(options.min_confidence):
         print(told, file=sys.stderr)
+    elif annotate.known:
+        print("too few examples to calibrate: confidences are votes", file=sys.stderr)
     share: Sequence[int] = range(len(pictures)) if parts is None else parts.share
     unread = 0
     header = "\t".join(COLUMNS)

@@ -22,10 +22,10 @@ from src.data.quality import quality
 from src.data.regions import ReadRegions, RegionsError
 from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
-from src.matching import match_calibration, sentence_vectors
+from src.matching import match_calibration, sentence_vectors, unknown_words
 from src.parts import Parts
 from src.pictures import fetch, find_pictures, is_address, is_video
-from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, clock, format_of
+from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, check_output, clock, format_of
 from src.search_flags import add_search_flags, chosen_search
 from src.video import CHANGE, Frame, VideoError, duration, frames, scenes
 
@@ -191,13 +191,18 @@ def open_picture(path: Path | str, captioner: Captioner, options: argparse.Names
     Raises:
         ImageError, RegionsError: it cannot be read; the message names it.
     """
-    source = fetch(str(path)) if is_address(path) else path
     opened = None
     seen, poor = None, False
-    if options.quality or options.min_quality is not None:
-        seen, poor = looked_at(str(path), load_image(source), options)  # in full size: the captioner's may be reduced
-    if not poor:
-        opened = captioner.open(source)
+    try:
+        source = fetch(str(path)) if is_address(path) else path
+        if options.quality or options.min_quality is not None:  # in full size: the captioner's may be reduced
+            seen, poor = looked_at(str(path), load_image(source), options)
+        if not poor:
+            opened = captioner.open(source)
+    except ImageError as error:
+        if is_address(path) and not str(error).startswith(str(path)):  # it is of the bytes
+            raise ImageError(f"{path}: {str(error).partition(': ')[2]}") from error
+        raise
     return Picture(str(path), opened, seen)
 
 
@@ -245,12 +250,15 @@ def wrong_call(options: argparse.Namespace, here: Place) -> str | None:
         return f"--batch-size {options.batch_size}: 1 or more"
     if not 0 < options.scene_change <= 1:
         return f"--scene-change {options.scene_change:g}: a number above 0, up to 1, is wanted"
-    if options.every is not None and options.every <= 0:
+    if options.every is not None and not options.every > 0:
         return f"--every {options.every:g}: seconds, more than 0, are wanted"
     if options.output and options.sidecar:
         return "-o writes one file, --sidecar one beside each picture: leave one of the two out"
     if options.output and options.output.is_dir():
         return f"{options.output}: a folder; name a file to write, or write files beside the pictures with --sidecar"
+    ignored = ("n_best", "quality", "min_quality", "min_confidence", "attention", "every")
+    if options.alert and (flag := next((flag for flag in ignored if getattr(options, flag)), None)):
+        return f"--{flag.replace('_', '-')}: of captions, and --alert writes none: leave one of the two out"
     if options.overwrite and not options.sidecar:
         return "--overwrite: of --sidecar; a file of -o is always written anew"
     if max(options.devices, here.world) > 1 and not (options.output or options.sidecar):
@@ -272,6 +280,8 @@ def check_files(items: Sequence[Path | str], options: argparse.Namespace) -> Non
         raise ValueError(
             f"--alert: of videos, and {still} is none; `python -m src.search` finds pictures by a sentence"
         )
+    if options.output:
+        check_output(options.output, items)
     if options.output and format_of(options.output).subtitles and (len(clips), len(items)) != (1, 1):
         raise ValueError(f"{options.output}: subtitles are of one video; name one, or write --sidecar srt")
     if options.sidecar in ("srt", "vtt") and len(clips) < len(items):
@@ -285,7 +295,8 @@ def check_files(items: Sequence[Path | str], options: argparse.Namespace) -> Non
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
+    where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
     models, named = models_and_pictures(options.model, options.pictures)
@@ -307,10 +318,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 captioner.search_by(search)
             check_flags(options, captioner)
             captioner.ask(options.length, options.tags, options.language)
+            for sentence in options.alert:
+                if unknown := unknown_words(captioner, sentence):
+                    said = ", ".join(unknown)
+                    print(
+                        f"“{sentence}”: the captioner does not know {said}, and watches for the rest", file=sys.stderr
+                    )
+            return caption_all(items, captioner, options, here)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-        return caption_all(items, captioner, options, here)
+        except KeyboardInterrupt:
+            again = "; the same call goes on" if options.output or options.sidecar else ""
+            print(f"interrupted{again}", file=sys.stderr)
+            return 130
 
 
 def depends_on(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace) -> str:
@@ -318,8 +339,16 @@ def depends_on(items: Sequence[Path | str], captioner: Captioner, options: argpa
     how = {name: str(value) for name, value in vars(options).items() if name not in ("output", "devices", "device")}
     stats = [path.stat() if isinstance(path, Path) and path.exists() else None for path in items]
     files = [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(items, stats, strict=True)]
-    every = [state_digest(captioner.model), captioner.calibration, captioner.config["generation"], how, files]
-    return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()[:12]
+    own = [{name: part for name, part in each.config.items() if name != "provenance"} for each in captioner.members]
+    words = [captioner.vocabulary.words, captioner.control, captioner.calibration, captioner.matching]
+    regions = sorted(
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+        for path in (
+            [Path(options.regions), *Path(options.regions).rglob("*")] if getattr(options, "regions", None) else ()
+        )
+    )
+    every = [state_digest(captioner.model), own, captioner.config["generation"], words, how, files, regions]
+    return hashlib.sha256(json.dumps(every, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace, here: Place) -> int:
@@ -334,7 +363,9 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
     elif options.output:
         files = Parts(options.output, depends_on(items, captioner, options), len(items), here)
     if files and files.done and not here.rank:
-        print(f"{options.output or '--sidecar'}: {files.done} of {len(items)} are captioned already", file=sys.stderr)
+        also = "; --overwrite writes them anew, as other flags would want" if options.sidecar else ""
+        place = options.output or "--sidecar"
+        print(f"{place}: {files.done} of {len(items)} are captioned already{also}", file=sys.stderr)
     share = range(len(items)) if files is None else files.share
     quiet = None if files and not here.rank else True
     unread = 0
@@ -343,9 +374,10 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
             said: dict[int, list[Row]] = {}
             try:
                 if is_video(items[batch[0]]):
+                    said[batch[0]] = []  # of a video without an alert, nothing is said, and that is no failure
                     with clip_bar(items[batch[0]], quiet) as seconds:
                         for row in clip_rows(items[batch[0]], captioner, options, figures, seconds):
-                            said.setdefault(batch[0], []).append(row)
+                            said[batch[0]].append(row)
                             for line in () if files else kind.entries([row], columns):
                                 print(line, flush=True)
                 else:

@@ -18,7 +18,7 @@ from src.confidence import Calibration
 from src.config import autocast_dtype, device, precision
 from src.data.control import asked, asked_length
 from src.data.features import in_order
-from src.data.images import load_image
+from src.data.images import ImageError, load_image
 from src.data.regions import ReadRegions, RegionFiles, RegionsError, padded, region_files
 from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
@@ -60,7 +60,7 @@ class Captioner:
         control: Sequence[str] = (),
     ) -> None:
         self.control = list(control)
-        self.device = torch.device(device_name or device())
+        self.device = _device(device_name or device())
         self.model = model.to(self.device).eval()
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
         self.preprocess, self.generation = preprocess, generation
@@ -256,8 +256,11 @@ class Captioner:
         self.check_source()
         asks = length is not None or tags or language is not None
 
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: 1 or more")
+
         def opened(picture: Picture) -> tuple[str, Image.Image | ReadRegions]:
-            return _name(picture), self.open(picture)
+            return _name(picture), self.fetched(str(picture)) if is_address(picture) else self.open(picture)
 
         with ThreadPoolExecutor(READERS) as pool:
             found = each_picture(pictures, self.regions is not None, urls)
@@ -282,10 +285,22 @@ class Captioner:
         if isinstance(picture, np.ndarray | torch.Tensor):
             return as_image(picture)
         if is_address(picture):
-            return self.decode(fetch(str(picture)))
+            raise ImageError(f"{picture!s}: an address, and not to be fetched here: download the picture first")
         if self.regions is not None and not isinstance(picture, bytes):
             return self.regions.read(os.fspath(picture))
         return self.decode(picture)
+
+    def fetched(self, address: str) -> Image.Image:
+        """The picture behind an address, as `open`.
+
+        Raises:
+            ImageError: it cannot be had, or is none.
+        """
+        data = fetch(address)
+        try:
+            return self.decode(data)
+        except ImageError as error:
+            raise ImageError(f"{address}: {str(error).partition(': ')[2]}") from error
 
     def decode(self, picture: str | os.PathLike[str] | bytes) -> Image.Image:
         """A picture file, or its bytes, as large as the transform wants it."""
@@ -300,6 +315,15 @@ class Captioner:
         if regions:
             return padded(regions)
         return torch.stack([self.preprocess(load_image(picture)) for picture in pictures])
+
+
+def _device(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name}: not here ({str(error).splitlines()[0]}); cpu always is") from error
+    return found
 
 
 def _name(picture: Picture) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import base64
+import hashlib
 import json
 import sys
 import tempfile
@@ -19,9 +20,10 @@ from src.captioner import Captioner
 from src.config import device, keep_freed_memory
 from src.data.images import ImageError
 from src.distributed import Place
-from src.files import encodable
+from src.files import check_names, encodable
 from src.parts import Parts
 from src.pictures import find_pictures
+from src.rows import check_output
 
 SIDE, LARGE = 16, 64
 """Pixels a side at which pictures are compared, and from which windows are cut for that."""
@@ -60,7 +62,8 @@ def pairs(looks: Sequence[Look], similarity: float, progress: bool = False) -> I
 
     Two pictures whose features have a cosine of ALIKE or more, which also holds for different pictures of like things,
     are compared as pixels: their similarity is the highest normalised cross-correlation of one, as it is or mirrored,
-    with the windows of the other, at SIDE × SIDE.
+    with the windows of the other, at SIDE × SIDE; 1 where all that is kept of their pixels is equal, since flat ones
+    have nothing to correlate.
 
     Args:
         looks: of all pictures.
@@ -70,6 +73,8 @@ def pairs(looks: Sequence[Look], similarity: float, progress: bool = False) -> I
     features = np.stack([look.features for look in looks]).astype(np.float32)
     whole = _normalised(np.stack([_small(look.grey) for look in looks]))
     mirrored = _normalised(np.stack([_small(look.grey)[:, ::-1] for look in looks]))
+    kinds: dict[bytes, int] = {}
+    kind = np.array([kinds.setdefault(hashlib.sha256(look.grey.tobytes()).digest(), len(kinds)) for look in looks])
     with tqdm(total=len(looks), desc="comparing", unit="img", disable=not progress) as bar:
         for start in range(0, len(looks), BLOCK):
             block = slice(start, start + BLOCK)
@@ -80,7 +85,8 @@ def pairs(looks: Sequence[Look], similarity: float, progress: bool = False) -> I
                 if len(others):
                     windows = _windows(looks[first].grey)
                     both = np.stack([windows @ whole[others].T, windows @ mirrored[others].T])
-                    for second, value in zip(others.tolist(), both.max((0, 1)).tolist(), strict=True):
+                    values = np.where(kind[others] == kind[first], 1.0, both.max((0, 1)))
+                    for second, value in zip(others.tolist(), values.tolist(), strict=True):
                         if value >= similarity:
                             yield Pair(first, second, value)
                 bar.update()
@@ -160,7 +166,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call."""
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
+    where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
     options.model, options.pictures = models_and_pictures(options.model, options.pictures)
@@ -172,6 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted" + ("; the same call goes on" if options.output else ""), file=sys.stderr)
+        return 130
 
 
 def run(options: argparse.Namespace) -> int:
@@ -183,6 +193,9 @@ def run(options: argparse.Namespace) -> int:
     if len(options.model) > 1:
         raise ValueError("--model: one captioner, not several")
     paths = [str(path) for path in find_pictures(options.pictures)]
+    check_names(paths)
+    if options.output:
+        check_output(options.output, map(Path, paths))
     captioner = Captioner.load(options.model[0], device_name=options.device or device())
     captioner.check_source()
     key = depends_on(list(map(Path, paths)), captioner, options)
@@ -207,11 +220,11 @@ def find(paths: Sequence[str], captioner: Captioner, batch_size: int, similarity
             pixels = []
             for number in batch:
                 try:
+                    image = captioner.decode(paths[number])
                     with Image.open(paths[number]) as file:
-                        size = file.width * file.height
-                    opened[number] = captioner.decode(paths[number])
-                    pixels.append(size)
-                except (ImageError, OSError) as error:
+                        pixels.append(file.width * file.height)
+                    opened[number] = image
+                except (ImageError, OSError, Image.DecompressionBombError) as error:
                     print(f"error: {error}", file=sys.stderr)
             for number, each in zip(
                 opened, look(captioner, list(opened.values()), pixels) if opened else [], strict=True

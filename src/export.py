@@ -350,7 +350,7 @@ def read_me(config: dict[str, Any], card: Path) -> str:
         "",
         '    captioner = PortableCaptioner.load("THIS_FOLDER")',
         '    for caption in captioner(["photo.jpg"]):',
-        "        print(caption.text)",
+        "        print(caption.picture, caption.text)",
         "",
         f"- `encoder{ending}`: pixels, uint8 (B, 3, S, S) → what the decoder remembers of a picture, its first state",
         f"- `step{ending}`: words (B, Q), state, memory → log-probabilities of the next word (B, Q, V), the next state",
@@ -498,10 +498,12 @@ def pictures_of(flag: str, paths: Sequence[Path]) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where the export captions otherwise than it should, 2 for a wrong
-    call."""
+    call, 130 where it was interrupted."""
     options = parser().parse_args(arguments)
     try:
-        check_new(options.output, options.overwrite, mark="caption.py", kind="export")
+        marks = [f"step{ending}" for ending in ENDINGS.values()]  # which no other folder has
+        mark = next((name for name in marks if (options.output / name).exists()), marks[0])
+        check_new(options.output, options.overwrite, mark=mark, kind="export")
         if options.int8 and options.format != "onnx":
             raise ValueError(f"--int8 {options.int8}: of --format onnx")
         if bool(options.calibrate) != (options.int8 == "all"):
@@ -516,6 +518,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     sizes = {name: (options.output / f"{name}{ENDINGS[options.format]}").stat().st_size for name in ("encoder", "step")}
     print(f"{options.output}: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
     for each in found:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -102,19 +103,23 @@ def whole(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new, empty folder beside `folder`, which takes its place when the block has filled it; nothing is left where
-    the block fails."""
-    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
-    shutil.rmtree(partial, ignore_errors=True)
+    the block fails. What lies beside it is nobody else's: the temporary names are new ones."""
+    own = f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
+    partial, old = (folder.with_name(own + ending) for ending in (".partial", ".old"))
+    partial.mkdir(parents=True)
     try:
-        partial.mkdir(parents=True)
         yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(partial, folder)
+        except BaseException:
+            if old.exists():
+                os.replace(old, folder)
+            raise
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -135,6 +140,16 @@ def onto_disk(path: Path) -> None:
 def encodable(text: str) -> str:
     """Bytes of a file name that are not UTF-8 as `\\udc..`, which JSON reads back as it was."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def check_names(paths: Iterable[Path | str]) -> None:
+    """Refuse paths that a line of a TSV cannot hold.
+
+    Raises:
+        ValueError: one sentence that names the first.
+    """
+    if (split := next((str(path) for path in paths if any(c in str(path) for c in "\t\n\r")), None)) is not None:
+        raise ValueError(f"{split!r}: a tab or line break in its name, which no TSV has: rename it")
 
 
 def write_atomically(path: Path, text: str) -> None:

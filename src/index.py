@@ -12,8 +12,11 @@ from tqdm import tqdm
 from src.bundle import SHIPPED
 from src.captioner import Captioner
 from src.config import keep_freed_memory
-from src.pictures import find_pictures
+from src.data.images import pictures_below
+from src.files import encodable
+from src.pictures import find_pictures, is_video
 from src.retrieval import Index
+from src.segments import MANIFEST
 
 
 def parser() -> argparse.ArgumentParser:
@@ -89,7 +92,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"--batch-size {options.batch_size}: 1 or more")
     failed: list[str] = []
     if options.pictures:
-        named = [path for path in options.pictures if not options.prune or Path(path).exists()]
+        if options.prune and not (options.index / MANIFEST).exists():
+            raise ValueError(f"--prune: {options.index} is no index yet: leave --prune out to build it")
+        named = [path for path in options.pictures if not (options.prune and is_empty(Path(path)))]
         pictures = list(map(Path, find_pictures(named)))
         captioner = Captioner.load(options.model, device_name=options.device)
         index = Index.create(options.index, captioner, [] if options.no_captions else options.language)
@@ -97,11 +102,18 @@ def run(options: argparse.Namespace) -> int:
             added = index.add(captioner, pictures, options.batch_size, bar.update)
         for sentence in (failed := added.failed):
             print(f"error: {sentence}", file=sys.stderr)
-        print(f"{options.index}: {added.new:,} pictures indexed, {added.unchanged:,} unchanged", end="")
+        print(f"{encodable(str(options.index))}: {added.new:,} pictures indexed, {added.unchanged:,} unchanged", end="")
     else:
         index = Index.open(options.index)
-        print(options.index, end=":")
-    removed = index.remove(options.remove) if options.remove else 0
+        print(encodable(str(options.index)), end=":")
+    removed = 0
+    if options.remove:
+        with index.updating() as update:
+            for path in options.remove:
+                count = update.remove([path])
+                removed += count
+                if not count:
+                    print(f"--remove {path}: nothing of that name is in the index", file=sys.stderr)
     if options.prune:
         removed += index.remove(gone(index, options.pictures))
     if options.compact:
@@ -111,6 +123,11 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} of {len(pictures)} pictures could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def is_empty(path: Path) -> bool:
+    """Whether nothing is there, or a folder without pictures."""
+    return not path.exists() or (path.is_dir() and all(map(is_video, pictures_below(path))))
 
 
 def gone(index: Index, given: Sequence[str]) -> list[str]:

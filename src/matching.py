@@ -11,7 +11,7 @@ import torch
 
 from src.captioner import Captioner
 from src.confidence import Calibration
-from src.data.control import tag_tokens
+from src.data.control import ControlError, asked
 from src.data.features import state_digest
 from src.data.tokenizer import is_chinese
 from src.data.vocabulary import BOS, EOS, PAD, UNK
@@ -94,6 +94,12 @@ def sentence_vectors(captioner: Captioner, sentences: Sequence[str]) -> np.ndarr
         return matcher_of(captioner).sentences(words.to(captioner.device), lengths).float().cpu().numpy()
 
 
+def unknown_words(captioner: Captioner, sentence: str) -> list[str]:
+    """The words of a sentence that the captioner does not know, and a search or an alert does without."""
+    words = dict.fromkeys(captioner.tokenizer.tokens(sentence))
+    return [word for word in words if word not in captioner.vocabulary.index]
+
+
 class Said(NamedTuple):
     """A sentence as a captioner would say it."""
 
@@ -107,8 +113,10 @@ def said(captioner: Captioner, sentence: str) -> Said:
     """A sentence in a captioner's words: of one of several languages under the tag of the sentence's own script, else
     under those that are asked for."""
     known, words = captioner.vocabulary.control_index, captioner.tokenizer.tokens(sentence)
-    language = tag_tokens("zh" if any(map(is_chinese, words)) else "en")
-    control = language if all(name in known for name in language) else captioner.control
+    try:
+        control = asked(captioner.vocabulary, language="zh" if any(map(is_chinese, words)) else "en")
+    except ControlError:
+        control = captioner.control
     given = [BOS, *(known[name] for name in control)]
     ids = [captioner.vocabulary.index.get(word, UNK) for word in words]
     return Said([*given, *ids, EOS], len(given))

@@ -68,11 +68,17 @@ class Parts:
         if self.here.rank:
             return 0
         found = dict(self._found())
+        if not found:  # what an earlier call has written is not lost to one that could read nothing
+            self._forget()
+            return 0
         partial = self.output.with_name(self.output.name + ".partial")
         with partial.open("w", encoding="utf-8", newline="\n") as file:
             lines = (line for item in sorted(found) for line in found[item])
             file.writelines((f"{line}\n" for line in lines) if pieces is None else pieces(lines))
         os.replace(partial, self.output)
+        self._forget()
+        return len(found)
+
+    def _forget(self) -> None:
         for path in self._all():
             path.unlink()
-        return len(found)

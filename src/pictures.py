@@ -1,9 +1,11 @@
 """What people name as pictures: files, folders, patterns, addresses, and pictures in memory."""
 
 import glob
+import io
 import os
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -53,6 +55,8 @@ def find_pictures(
     """
     found: dict[Path | str, None] = {}
     for argument in arguments:
+        if not argument:
+            raise ValueError("a name that is empty: name a file, a folder or a pattern; . is this folder")
         path = Path(argument)
         inside: list[Path | str]
         if is_address(argument):
@@ -86,7 +90,7 @@ def find_pictures(
 
 def each_picture(pictures: Picture | Iterable[Any], names: bool = False, urls: bool = False) -> Iterator[Picture]:
     """One picture, or any number, nested as they may be: folders and patterns become their files, batches (B, …) of
-    arrays and tensors their pictures.
+    arrays and tensors their pictures, files that are open (in binary) their bytes.
 
     Args:
         pictures: what there is.
@@ -103,6 +107,8 @@ def each_picture(pictures: Picture | Iterable[Any], names: bool = False, urls: b
             yield pictures
     elif isinstance(pictures, bytes | Image.Image | ReadRegions):
         yield pictures
+    elif isinstance(pictures, io.IOBase):
+        yield pictures.read()
     elif isinstance(pictures, str | os.PathLike):
         yield from find_pictures([os.fspath(pictures)], names, urls)
     elif isinstance(pictures, Iterable):
@@ -154,13 +160,14 @@ def fetch(address: str, most: int = MAX_BYTES) -> bytes:
     Raises:
         ImageError: it cannot be had, or is larger than `most` bytes; the message names it.
     """
-    request = urllib.request.Request(address, headers={"User-Agent": "captionary"})
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": "captionary"})
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             data = answer.read(most + 1)
-    except (OSError, ValueError) as error:  # of which urllib's and http.client's own are
+    except (OSError, ValueError, HTTPException) as error:
         plain = isinstance(error, HTTPError) or not getattr(error, "reason", None)
-        raise ImageError(f"{address}: {error if plain else error.reason}") from error  # type: ignore[union-attr]
+        why = str(error) if plain else str(error.reason)  # type: ignore[union-attr]
+        raise ImageError(f"{address}: {why or type(error).__name__}") from error
     if len(data) > most:
         raise ImageError(f"{address}: more than {most / 1e6:.0f} MB: download it and scale it down")
     return data

@@ -2,9 +2,12 @@
 imports, beside the networks: `python FOLDER/caption.py photo.jpg`."""
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 TOKENIZERS: dict[str, type[Tokenizer]] = {
     kind.name: kind for kind in (EnglishTokenizer, CharacterTokenizer, RJiebaTokenizer, MixedTokenizer)
 }
+
+
+Picture = str | os.PathLike[str] | Image.Image
 
 
 class PortableError(ValueError):
@@ -129,7 +135,7 @@ class TorchNetworks(Networks):
 
 
 class PortableCaptioner:
-    """What `src.captioner.Captioner` is, of an export.
+    """What `src.captioner.Captioner` is, of an export: of picture files and PIL images.
 
     Args:
         networks: encoder and decoder.
@@ -212,32 +218,65 @@ class PortableCaptioner:
         words = 0 if self.length is None else asked_length(self.vocabulary, self.length)
         self.generation.max_length = max(self.config["generation"]["max_length"], words)
 
-    def __call__(self, images: Iterable[str | Path | Image.Image], **how: Any) -> list[Caption]:
+    @contextmanager
+    def asking(
+        self,
+        length: int | str | None = None,
+        tags: str | Sequence[str] | None = None,
+        language: str | None = None,
+    ) -> Iterator[None]:
+        """For a `with` block, ask for something else, if for anything; see `ask`."""
+        control, own = self.control, self.length
+        if length is not None or tags or language is not None:
+            self.ask(length, tags, language)
+        try:
+            yield
+        finally:
+            self.control, self.length = control, own
+            self._go_on()
+
+    def __call__(self, pictures: Picture | Iterable[Picture], **how: Any) -> list[Caption]:
         """Caption pictures: `stream`, as a list."""
-        return list(self.stream(images, **how))
+        return list(self.stream(pictures, **how))
 
     def stream(
         self,
-        images: Iterable[str | Path | Image.Image],
+        pictures: Picture | Iterable[Picture],
         batch_size: int = 16,
         attention: bool = False,
         alternatives: int = 0,
+        length: int | str | None = None,
+        tags: str | Sequence[str] | None = None,
+        language: str | None = None,
     ) -> Iterator[Caption]:
-        """Caption pictures (files or PIL images), in order, lazily.
+        """Caption pictures, in order, lazily.
+
+        Args:
+            pictures: one or any number of them: files' paths or PIL images.
+            batch_size: pictures at a time.
+            attention: whether captions say where they looked.
+            alternatives: how many further captions of the search each brings.
+            length, tags, language: what is asked for here, instead of what `ask` asked for.
 
         Raises:
             ImageError: a picture that cannot be read; the message names it.
+            ControlError: something that the captioner cannot be asked for.
         """
-        pending = iter(images)
-        prefix = [self.vocabulary.control_index[name] for name in self.control]
+        one = isinstance(pictures, str | os.PathLike | Image.Image)
+        pending: Iterator[Any] = iter([pictures] if one else pictures)  # type: ignore[arg-type, list-item]
         while batch := list(islice(pending, batch_size)):
-            pictures = [self.open(image) if isinstance(image, str | Path) else load_image(image) for image in batch]
-            pixels = np.stack([self.preprocess.pixels(picture) for picture in pictures])
+            opened = [load_image(each) if isinstance(each, Image.Image) else self.open(each) for each in batch]
+            pixels = np.stack([self.preprocess.pixels(picture) for picture in opened])
             state, memory, places = self.networks.encode(pixels)
-            found = self.generation(self.networks, state, memory, prefix, attention)
-            yield from captions_of(found, self.vocabulary, self.tokenizer, self.calibration, places, alternatives)
+            with self.asking(length, tags, language):
+                prefix = [self.vocabulary.control_index[name] for name in self.control]
+                found = self.generation(self.networks, state, memory, prefix, attention)
+            captions = captions_of(found, self.vocabulary, self.tokenizer, self.calibration, places, alternatives)
+            for each, caption in zip(batch, captions, strict=True):
+                name = getattr(each, "filename", "") if isinstance(each, Image.Image) else each
+                yield caption._replace(picture=str(name))
 
-    def open(self, path: str | Path) -> Image.Image:
+    def open(self, path: str | os.PathLike[str]) -> Image.Image:
         """A picture file.
 
         Raises:
@@ -289,6 +328,8 @@ def prepared(folder: Path, options: argparse.Namespace) -> tuple[PortableCaption
         if not inside:
             raise ValueError(f"{path}: no pictures in this folder")
         pictures += inside
+    if split := next((path for path in pictures if any(c in str(path) for c in "\t\n\r")), None):
+        raise ValueError(f"{str(split)!r}: a tab or line break in its name, which no line of text has: rename it")
     captioner = PortableCaptioner.load(folder, options.threads)
     captioner.search_by(options.beam, options.greedy)
     captioner.ask(options.length, options.tags, options.language)
@@ -304,8 +345,19 @@ def prepared(folder: Path, options: argparse.Namespace) -> tuple[PortableCaption
 
 def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     """Run an export's command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong
-    call."""
+    call, 130 where it was interrupted."""
     options = parser(folder).parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
+    try:
+        return run(folder, options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def run(folder: Path, options: argparse.Namespace) -> int:
+    """What `main` is asked for, but for being interrupted."""
     try:
         captioner, pictures = prepared(folder, options)
     except (ValueError, OSError) as error:

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from src.captioner import Caption
 from src.distributed import Place, barrier
 from src.files import encodable, write_atomically
@@ -94,6 +96,18 @@ def format_of(path: Path) -> Format:
     return FORMATS[name] if name in ("jsonl", "json", "srt", "vtt") else FORMATS["tsv"]
 
 
+def check_output(output: Path, items: Iterable[Path | str] = ()) -> None:
+    """Refuse to write over a picture, a video, or something that is read.
+
+    Raises:
+        ValueError: one sentence that names the file.
+    """
+    Image.init()
+    same = {item.resolve() for item in items if isinstance(item, Path)}
+    if output.resolve() in same or is_video(output) or output.suffix.lower() in Image.EXTENSION:
+        raise ValueError(f"{output}: a picture, a video or an input, which is never written over: name another file")
+
+
 def clock(seconds: float, comma: str = ".") -> str:
     """`00:01:02.500`, as subtitles have it: https://www.w3.org/TR/webvtt1/#webvtt-timestamp; SRT has a comma."""
     total = round(1000 * seconds)
@@ -103,7 +117,11 @@ def clock(seconds: float, comma: str = ".") -> str:
 def fragment(row: Row) -> str:
     """A row's name; of a part of a video with its seconds, `clip.mp4#t=1.5,4`, after
     https://www.w3.org/TR/media-frags/#naming-time."""
-    return row.name if row.span is None else row.name + "#t=" + ",".join(f"{round(x, 3):g}" for x in row.span)
+    return (
+        row.name
+        if row.span is None
+        else row.name + "#t=" + ",".join(f"{x:.3f}".rstrip("0").rstrip(".") for x in row.span)
+    )
 
 
 def _lines(row: Row, columns: Columns) -> list[str]:
@@ -160,8 +178,10 @@ class Sidecars:
     def __init__(self, items: Sequence[Path], format: Format, overwrite: bool, here: Place) -> None:
         self.format = format
         self.paths = [item.with_name(f"{item.name}.{format.name}") for item in items]
-        missing = [number for number, path in enumerate(self.paths) if overwrite or not path.exists()]
-        self.done = len(items) - len(missing)
+        self.before = [path.stat().st_mtime_ns if path.exists() else None for path in self.paths]
+        missing = [number for number, time in enumerate(self.before) if overwrite or time is None]
+        self.kept = set(range(len(items))) - set(missing)
+        self.done = len(self.kept)
         """Items that have a file already."""
         self.share = missing[here.rank :: here.world]
         """Items that are for this process to do."""
@@ -176,6 +196,7 @@ class Sidecars:
         """Every file is written as it is added."""
 
     def join(self) -> int:
-        """When all processes are done: how many items have a file."""
+        """When all processes are done: how many items have a file that stayed or was written."""
         barrier()
-        return sum(path.exists() for path in self.paths)
+        now = [path.stat().st_mtime_ns if path.exists() else None for path in self.paths]
+        return sum(i in self.kept or now[i] != self.before[i] for i in range(len(now)))

@@ -5,13 +5,16 @@ import html
 import json
 import os
 import sys
+import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
 from src.captioner import Captioner
-from src.files import write_atomically
+from src.files import encodable, write_atomically
 from src.index import add_matcher_flag
+from src.matching import unknown_words
 from src.retrieval import Found, Index
+from src.rows import check_output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for a wrong call."""
+    """Run the command; returns the exit status: 0, 2 for a wrong call, 130 where it was interrupted."""
     command = parser()
     options = command.parse_args(arguments)
     if (options.sentence is None) == (options.picture is None):
@@ -56,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -65,26 +71,33 @@ def find(options: argparse.Namespace) -> list[Found]:
         raise ValueError("--words searches captions for a sentence's words, and --picture has none: leave one out")
     if options.rerank < 0:
         raise ValueError(f"--rerank {options.rerank}: 0 or more")
+    if options.html:
+        check_output(options.html, [Path(options.picture)] if options.picture else [])
     index = Index.open(options.index)
     if options.words:
         return index.by_words(options.sentence, options.count, options.folder)
     captioner = Captioner.load(options.model, device_name=options.device)
     if options.picture:
         return index.by_picture(captioner, options.picture, options.count, options.folder)
-    return index.by_sentence(captioner, options.sentence, options.count, options.folder, options.rerank)
+    found = index.by_sentence(captioner, options.sentence, options.count, options.folder, options.rerank)
+    if unknown := unknown_words(captioner, options.sentence):
+        print(f"the captioner does not know, and it is not searched by: {', '.join(unknown)}", file=sys.stderr)
+    return found
 
 
 def show(found: Sequence[Found], options: argparse.Namespace) -> None:
     """Print what was found, or write it as a page."""
     if options.html:
-        write_atomically(options.html, page(found, options.sentence or f"like {options.picture}", options.html.parent))
-        print(options.html)
+        text = page(found, options.sentence or f"like {options.picture}", options.html.parent)
+        write_atomically(options.html, encodable(text))
+        print(encodable(str(options.html)))
         return
     for each in found:
         if options.json:
-            print(json.dumps(each._asdict(), ensure_ascii=False))
+            print(encodable(json.dumps(each._asdict(), ensure_ascii=False)))
         else:
-            print(f"{each.score:.3f}\t{each.path}\t{each.caption.replace(chr(10), ' / ')}")
+            path = each.path.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
+            print(encodable(f"{each.score:.3f}\t{path}\t{each.caption.replace(chr(10), ' / ')}"))
     if not found:
         print("nothing was found", file=sys.stderr)
 
@@ -92,7 +105,7 @@ def show(found: Sequence[Found], options: argparse.Namespace) -> None:
 def page(found: Sequence[Found], title: str, folder: Path) -> str:
     """A page of pictures, which are read from where they lie, as the page's folder sees them."""
     figures = "".join(
-        f'<figure><img src="{html.escape(os.path.relpath(each.path, folder.absolute()))}" alt="">'
+        f'<figure><img src="{address(each.path, folder)}" alt="">'
         f"<figcaption>{each.score:.3f} {html.escape(each.caption)}<br><small>{html.escape(each.path)}</small>"
         "</figcaption></figure>\n"
         for each in found
@@ -111,6 +124,11 @@ small {{ color: #888; overflow-wrap: anywhere; }}
 <h1>{html.escape(title)}</h1>
 {figures}</html>
 """
+
+
+def address(path: str, folder: Path) -> str:
+    """A file's, as a page in a folder names it."""
+    return html.escape(urllib.parse.quote(os.fsencode(os.path.relpath(path, folder.absolute()))))
 
 
 if __name__ == "__main__":

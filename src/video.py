@@ -1,6 +1,7 @@
 """Videos → scenes: where the picture changes, and one frame of each."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,31 +49,24 @@ def frames(video: str | Path, rate: float = SAMPLES, side: int | None = None) ->
     Raises:
         VideoError: it cannot be read, has no pictures, or PyAV is missing.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise VideoError(f"{video}: videos need PyAV: `pip install av` first") from error
-    try:
-        with av.open(str(video)) as container:
-            if not container.streams.video:
-                raise VideoError(f"{video}: no pictures in it, only sound or text")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            first = due = None
-            for frame in container.decode(stream):
-                if frame.time is None:
-                    continue
-                first = frame.time if first is None else first
-                time = frame.time - first
-                if due is not None and time < due - 1e-6:
-                    continue
-                # Samples lie on a grid of times: a rate that does not divide the video's own is met on average.
-                due = (np.floor(time * rate + 1e-6) + 1) / rate
-                yield Frame(float(time), _upright(frame, side))
-            if first is None:
-                raise VideoError(f"{video}: no picture in it can be decoded: copy it again")
-    except (av.error.FFmpegError, OSError) as error:
-        raise VideoError(_diagnosis(video, error)) from error
+    with _opened(video) as container:
+        if not container.streams.video:
+            raise VideoError(f"{video}: no pictures in it, only sound or text")
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        first = due = None
+        for frame in container.decode(stream):
+            if frame.time is None:
+                continue
+            first = frame.time if first is None else first
+            time = frame.time - first
+            if due is not None and time < due - 1e-6:
+                continue
+            # Samples lie on a grid of times: a rate that does not divide the video's own is met on average.
+            due = (np.floor(time * rate + 1e-6) + 1) / rate
+            yield Frame(float(time), _upright(frame, side))
+        if first is None:
+            raise VideoError(f"{video}: no picture in it can be decoded: copy it again")
 
 
 def duration(video: str | Path) -> float | None:
@@ -81,11 +75,22 @@ def duration(video: str | Path) -> float | None:
     Raises:
         VideoError: as `frames`.
     """
-    import av
+    with _opened(video) as container:
+        return None if container.duration is None else container.duration / 1e6  # AV_TIME_BASE
 
+
+@contextmanager
+def _opened(video: str | Path) -> Iterator[Any]:
+    """What PyAV opens; what goes wrong with it, until it is closed, is a VideoError."""
     try:
-        with av.open(str(video)) as container:
-            return None if container.duration is None else container.duration / av.time_base
+        import av
+    except ImportError as error:
+        raise VideoError(f"{video}: videos need PyAV: `pip install av` first") from error
+    # A whole path, as FFmpeg takes the beginning of 12:30.mp4 for a protocol.
+    place = str(video) if "://" in str(video) else str(Path(video).absolute())
+    try:
+        with av.open(place, metadata_errors="replace") as container:
+            yield container
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(_diagnosis(video, error)) from error
 

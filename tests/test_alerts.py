@@ -93,11 +93,16 @@ def test_the_command_watches_a_video(watching, tmp_path, capsys):
     (alert,) = json.loads((tmp_path / "a.json").read_text())
     assert (alert["start"], alert["end"], alert["caption"]) == (start, end, sentence) and "words" not in alert
     assert caption.main([*line, "--alert-confidence", "1"]) == 0 and not capsys.readouterr().out
+    none = [*line, "--alert-confidence", "1", "-o", str(tmp_path / "none.tsv")]
+    assert caption.main(none) == 0 and (tmp_path / "none.tsv").read_text() == "", "no alert is no failure"
+    assert caption.main([*line, "--alert", "red zebras"]) == 0
+    assert "“red zebras”: the captioner does not know zebras, and watches for the rest" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (["--alert", "red", "--n-best", "2"], "--n-best: of captions, and --alert writes none"),
         (["--alert", "zebras"], "“zebras”: the captioner knows none of these words"),
         (["--alert", "red", "--alert-confidence", "2"], "--alert-confidence 2: a number from 0 to 1"),
         (["--alert", "red", "{shapes}/images/00.png"], "00.png is none; `python -m src.search` finds pictures"),

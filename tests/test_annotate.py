@@ -1,6 +1,7 @@
 """Proposals of tags and captions from a few examples."""
 
 import math
+import os
 import shutil
 
 import numpy as np
@@ -167,3 +168,56 @@ def test_wrong_flags_are_one_sentence(flags, sentence, photos, capsys):
         assert annotate.main(only) == 2 and "every picture named is an example" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         annotate.main([])
+
+
+def test_what_only_the_captioner_says_is_asked_for_by_the_command(bundles, photos, capsys):  # noqa: F811
+    """And nothing raises what the examples' votes say, which are named as what they are."""
+    line = ["--model", str(bundles[0]), "--device", "cpu", "--tags", str(photos / "tags.tsv"), "--min-confidence", "0"]
+    line.append(str(photos / "photos"))
+    found = []
+    for flags in ([], ["--new-tags"]):
+        assert annotate.main([*line, *flags]) == 0
+        out, err = capsys.readouterr()
+        assert err.endswith("too few examples to calibrate: confidences are votes\n")
+        found.append([row for row in rows_of(out) if row[1] == "tag"])
+    known, every = ({row[2] for row in rows} for rows in found)
+    assert known == {"red", "green", "square"} < every
+    assert {row[4] for row in found[1] if row[2] not in known} == {"captioner"}
+    captioner = Captioner.load(bundles[0], device_name="cpu")
+    make = Annotator(captioner, read_examples(photos / "tags.tsv", None))
+    pictures = sorted((photos / "photos").iterdir())[2:]
+    seen = captioner.features(captioner.stacked([captioner.open(path) for path in pictures]))
+    similar = picture_vectors(captioner, seen) @ make.neighbours.vectors.T
+    votes = {str(path): make.neighbours.votes(row) for path, row in zip(pictures, similar, strict=True)}
+    for row in found[1]:
+        if row[4] in ("both", "neighbours"):
+            assert float(row[3]) == pytest.approx(votes[row[0]][row[2]], abs=2e-2)
+
+
+def test_names_outputs_and_interruptions(bundles, photos, capsys, monkeypatch):  # noqa: F811
+    line = ["--model", str(bundles[0]), "--device", "cpu", "--tags", str(photos / "tags.tsv")]
+    odd = os.fsdecode(os.path.join(os.fsencode(photos), b"caf\xe9.png"))
+    shutil.copy(photos / "photos" / "05.png", odd)
+    for flags in ([], ["-o", str(photos / "review.tsv")]):
+        assert annotate.main([*line, odd, *flags]) == 0
+        text = (photos / "review.tsv").read_text() if flags else capsys.readouterr().out
+        assert rows_of(text)[0][0] == f"{photos}/caf\\udce9.png"
+    capsys.readouterr()
+    tab = photos / "a\tb.png"
+    shutil.copy(photos / "photos" / "05.png", tab)
+    for flags, sentence in (
+        ([str(tab)], "a tab or line break in its name"),
+        ([str(photos / "photos"), "-o", str(photos / "tags.tsv")], "never written over"),
+        ([str(photos / "photos"), "-o", str(photos / "photos" / "05.png")], "never written over"),
+    ):
+        assert annotate.main([*line, *flags]) == 2
+        said = capsys.readouterr().err
+        assert sentence in said and said.count("\n") == 1
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Annotator, "__call__", stops)
+    for flags, sentence in (([], "interrupted\n"), (["-o", str(photos / "new.tsv")], "; the same call goes on\n")):
+        assert annotate.main([*line, str(photos / "photos"), *flags]) == 130
+        assert capsys.readouterr().err.endswith(sentence)

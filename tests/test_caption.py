@@ -309,6 +309,11 @@ def test_scenes_of_a_video(model, shapes, tmp_path, capsys):
         (["-o", "{0}"], "a folder; name a file to write, or write files beside the pictures with --sidecar"),
         (["-o", "{0}/a.tsv", "--sidecar", "txt"], "-o writes one file, --sidecar one beside each picture"),
         (["--overwrite"], "--overwrite: of --sidecar"),
+        (["-o", "{0}/mine.jpg"], "mine.jpg: a picture, a video or an input, which is never written over"),
+        (["-o", "{0}/clip.mp4"], "clip.mp4: a picture, a video or an input"),
+        (["-o", "{0}/clip.mp4/a.tsv"], "clip.mp4"),
+        (["--device", "nonsense"], "device nonsense: not here"),
+        (["--every", "nan"], "--every nan: seconds"),
         (["-o", "{0}/a.srt"], "a.srt: subtitles are of one video; name one, or write --sidecar srt"),
         (["--sidecar", "vtt"], "--sidecar vtt: subtitles are of videos, and "),
         (["http://127.0.0.1:9/a.png"], "an address, and nothing is fetched unless asked for: --urls"),
@@ -325,6 +330,42 @@ def test_files_that_cannot_be_written_are_one_sentence(call, tmp_path, flags, se
     (tmp_path / "a\tb.png").touch()
     rows, said = call(*(flag.format(tmp_path) for flag in flags), status=2)
     assert not rows and said.startswith("error: ") and sentence in said and said.count("\n") == 1
+
+
+def test_what_could_not_be_read_leaves_an_earlier_file_alone(model, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"")
+    (tmp_path / "said.tsv").write_text("earlier\n")
+    line = ["--model", str(model), "--device", "cpu", str(tmp_path / "bad.png"), "-o", str(tmp_path / "said.tsv")]
+    assert caption.main(line) == 1 and (tmp_path / "said.tsv").read_text() == "earlier\n"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["bad.png", "said.tsv"]
+
+
+def test_what_captions_depend_on(model, shapes, monkeypatch):
+    picture = shapes / "images" / "00.png"
+    options = caption.parser().parse_args([str(picture)])
+    captioner = loaded(model)
+    keys = [caption.depends_on([picture], captioner, options)]
+    captioner.matching = CALIBRATION
+    keys.append(caption.depends_on([picture], captioner, options))
+    captioner.control = ["<zh>"]
+    keys.append(caption.depends_on([picture], captioner, options))
+    captioner.config = captioner.config | {"transform": {"fit": "crop"}}
+    keys.append(caption.depends_on([picture], captioner, options))
+    options.regions = str(shapes / "regions")
+    keys.append(caption.depends_on([picture], captioner, options))
+    assert len(set(keys)) == 5
+    captioner.config = captioner.config | {"provenance": {"seed": 5}}
+    assert caption.depends_on([picture], captioner, options) == keys[-1]
+
+
+def test_an_interrupted_call_says_that_it_goes_on(model, shapes, tmp_path, monkeypatch, capsys):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caption, "caption_all", stops)
+    line = ["--model", str(model), "--device", "cpu", str(shapes / "images")]
+    assert caption.main([*line, "-o", str(tmp_path / "a.tsv")]) == 130
+    assert capsys.readouterr().err == "interrupted; the same call goes on\n"
 
 
 def test_quality_is_not_of_regions(model, shapes, vocabulary, tmp_path, capsys):

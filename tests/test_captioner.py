@@ -57,6 +57,7 @@ def test_a_picture_is_the_same_whatever_it_comes_as(captioner, pictures):
         tensors,
         tensors / 255,
         [path.read_bytes() for path in pictures],
+        [path.open("rb") for path in pictures],
         [pictures[0], images[1], [arrays[2], tensors[3:5]], pictures[5]],
         str(pictures[0].parent / "0[0-5].png"),
     ):
@@ -123,6 +124,8 @@ def test_addresses_are_fetched_where_that_is_asked_for(captioner, pictures):
         (found,) = captioner(address, urls=True)
         server.shutdown()
     assert said([found]) == said(captioner(pictures[0])) and found.picture == address
+    with pytest.raises(ImageError, match="an address, and not to be fetched here"):
+        captioner.open(address)
 
 
 def test_what_is_no_picture_is_an_error_that_names_it(captioner, pictures, tmp_path):
@@ -131,6 +134,10 @@ def test_what_is_no_picture_is_an_error_that_names_it(captioner, pictures, tmp_p
         captioner([pictures[0], tmp_path / "broken.png"])
     with pytest.raises(ValueError, match=r"nowhere\.png: no such file or folder"):
         captioner([pictures[0], "nowhere.png"])
+    with pytest.raises(ValueError, match="batch_size=0: 1 or more"):
+        captioner(pictures, batch_size=0)
+    with pytest.raises(ValueError, match="device nonsense: not here"):
+        Captioner.load(device_name="nonsense")
     with pytest.raises(TypeError, match="NoneType: no picture"):
         captioner([None])
     with pytest.raises(ImageError, match=r"shape \(2, 3, 40, 48, 1\)"):

@@ -1,6 +1,9 @@
 """Near-duplicates: what was made of a picture is found beside it, and other pictures are not."""
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -114,8 +117,8 @@ def test_a_stopped_call_is_taken_up(bundles, tmp_path, monkeypatch, capsys):  # 
         return real(*arguments)
 
     monkeypatch.setattr(duplicates, "look", stops)
-    with pytest.raises(KeyboardInterrupt):
-        duplicates.main(line)
+    assert duplicates.main(line) == 130
+    assert capsys.readouterr().err.endswith("interrupted; the same call goes on\n")
     assert not (tmp_path / "groups.tsv").exists()
     assert duplicates.main(line) == 0 and len(calls) == 4
     assert "4 of 6 are looked at already" in capsys.readouterr().err
@@ -136,3 +139,34 @@ def test_wrong_flags_are_one_sentence(flags, sentence, shapes, capsys):
     assert said.startswith("error: ") and sentence in said and said.count("\n") == 1
     with pytest.raises(SystemExit):
         duplicates.main([])
+
+
+def header_of(side: int) -> bytes:
+    """A PNG that says it is so large."""
+    made = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")):
+        made += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return made
+
+
+def test_what_cannot_be_looked_at_is_said_and_flat_copies_are_found(bundles, tmp_path, capsys):  # noqa: F811
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    flat = Image.new("RGB", (64, 64), (9, 9, 9))
+    for name in (b"one.png", b"caf\xe9.png"):
+        flat.save(os.fsdecode(os.path.join(os.fsencode(folder), name)))
+    Image.new("RGB", (64, 64), (200, 200, 200)).save(folder / "light.png")
+    (folder / "huge.png").write_bytes(header_of(30000))
+    (folder / "page.png").write_text("<html></html>")
+    line = ["--model", str(bundles["plain"]), "--device", "cpu", str(folder)]
+    assert duplicates.main(line) == 1
+    out, err = capsys.readouterr()
+    rows = [row.split("\t") for row in out.splitlines()]
+    assert {row[1].rsplit("/", 1)[1] for row in rows} == {"one.png", "caf\\udce9.png"}
+    assert {row[2] for row in rows} == {"1.000"}
+    assert "huge.png: too many pixels" in err and "page.png: a web page, not a picture" in err and "2 of 5" in err
+    (folder / "tab\t.png").write_bytes((folder / "light.png").read_bytes())
+    assert duplicates.main(line) == 2 and "a tab or line break in its name" in capsys.readouterr().err
+    before = (folder / "one.png").read_bytes()
+    assert duplicates.main([*line[:-1], str(folder / "one.png"), "-o", str(folder / "one.png")]) == 2
+    assert "never written over" in capsys.readouterr().err and (folder / "one.png").read_bytes() == before

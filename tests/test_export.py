@@ -287,6 +287,38 @@ def test_the_exports_command(exported, bundle, photo, tmp_path, capsys):
         assert ours.splitlines() == expected
 
 
+def test_it_is_called_as_a_captioner_is(exported, bundle, photo):
+    """One picture or several, and what is asked for in a call is asked for there alone."""
+    ours, theirs = PortableCaptioner.load(exported), original(bundle)
+    picture = made_up(1)[0]
+    for given in (photo, str(photo), picture, [photo, picture]):
+        for asks in ({}, {"language": "zh"}, {"tags": "zh", "length": 12}):
+            mine, other = ours(given, **asks), theirs(given, **asks)
+            assert [(each.text, each.picture) for each in mine] == [(each.text, each.picture) for each in other]
+            assert (ours.control, ours.generation.max_length) == (theirs.control, theirs.generation.max_length)
+    ours.ask(language="zh")
+    ours(photo, language="en")
+    assert ours.control == ["<zh>"], "as was asked before"
+
+
+def test_names_that_are_no_text_and_interruptions(exported, photo, tmp_path, capsys, monkeypatch):
+    odd = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    shutil.copy(photo, odd)
+    assert portable.main(exported, [os.fsdecode(odd)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/caf\\udce9.png\t")
+    shutil.copy(photo, tmp_path / "a\nb.png")
+    assert portable.main(exported, [str(tmp_path / "a\nb.png")]) == 2
+    assert "a tab or line break in its name" in capsys.readouterr().err
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portable, "prepared", stops)
+    assert portable.main(exported, [str(photo)]) == 130 and capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setattr(command, "check_new", lambda *_, **__: stops())
+    assert command.main(["-o", str(tmp_path / "out")]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_an_unreadable_picture_is_named(exported, photo, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_text("no picture")
     assert portable.main(exported, [str(tmp_path / "bad.jpg"), str(photo)]) == 1
@@ -350,6 +382,7 @@ def test_int8(exported, bundle, tmp_path):
     [
         (["-o", "EXPORTED"], "is there already: add --overwrite"),
         (["-o", "BUNDLE", "--overwrite"], "is there and is no export: name another folder"),
+        (["-o", "SRC", "--overwrite"], "is there and is no export: name another folder"),
         (["-o", "new", "--int8", "all"], "--int8 all and --calibrate FOLDER go together"),
         (["-o", "new", "--int8", "decoder", "--format", "torch"], "--int8 decoder: of --format onnx"),
         (["-o", "new", "--check", "nowhere"], "--check nowhere: no pictures there"),
@@ -358,7 +391,9 @@ def test_int8(exported, bundle, tmp_path):
 )
 def test_what_the_command_refuses(flags, sentence, exported, bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    named = {"EXPORTED": str(exported), "BUNDLE": str(bundle)}
+    named = {"EXPORTED": str(exported), "BUNDLE": str(bundle), "SRC": str(command.ROOT / "src")}
+    assert (command.ROOT / "src" / "caption.py").exists()
+    monkeypatch.setattr(command, "export", None)  # which would replace the folder
     flags = [named.get(flag, flag) for flag in flags]
     assert command.main(flags if str(exported) in flags[2:] else [str(bundle), *flags]) == 2
     assert sentence in capsys.readouterr().err

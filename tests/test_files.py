@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from src.files import DiskFull, locked, room_among, write_atomically
+from src.files import DiskFull, check_names, locked, room_among, whole_folder, write_atomically
 
 
 def test_who_waits_says_for_what_and_then_goes_on(tmp_path, caplog):
@@ -53,3 +53,25 @@ def test_where_nobody_knows_which_disk_is_full_all_are_listed(error, tmp_path):
     assert re.fullmatch(said, str(raised.value))
     with pytest.raises(ValueError, match="else"), room_among(folders, "go on"):
         raise ValueError("else")
+
+
+def test_a_folder_is_replaced_whole_and_its_neighbours_are_left_alone(tmp_path):
+    for name in ("it", "it.old", "it.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").write_text(name)
+    with pytest.raises(ValueError, match="fails"), whole_folder(tmp_path / "it") as partial:
+        (partial / "half").write_text("")
+        raise ValueError("fails")
+    assert [path.name for path in (tmp_path / "it").iterdir()] == ["kept"]
+    with whole_folder(tmp_path / "it") as partial:
+        (partial / "new").write_text("")
+    assert [path.name for path in (tmp_path / "it").iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["it", "it.old", "it.partial"]
+    assert [(tmp_path / name / "kept").read_text() for name in ("it.old", "it.partial")] == ["it.old", "it.partial"]
+
+
+@pytest.mark.parametrize("name", ["a\tb.png", "a\nb.png", "a\rb.png"])
+def test_names_that_no_line_holds_are_refused(name):
+    check_names(["caf\udce9.png", "a b.png"])
+    with pytest.raises(ValueError, match=r"a tab or line break in its name.*rename it"):
+        check_names(["plain.png", name])

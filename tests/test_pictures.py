@@ -46,6 +46,7 @@ def test_files_folders_patterns_and_addresses(folder):
         ("{0}/clip.mp4", "clip.mp4: a video, not a picture; `python -m src.caption"),
         ("{0}/clips", "no pictures in this folder; videos are named one by one, or as a pattern: '{0}/clips/*.mp4'"),
         ("{0}/empty", "no pictures in this folder"),
+        ("", "a name that is empty"),
     ],
 )
 def test_what_names_no_picture_is_a_sentence(folder, argument, sentence):
@@ -114,6 +115,11 @@ def test_what_is_no_picture_in_memory_is_a_sentence(pixels, sentence):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        if self.path != "/cut":
+            return super().do_GET()
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n99\r\nnot so many\r\n")
+
     def log_message(self, *_):
         pass
 
@@ -132,5 +138,7 @@ def test_a_picture_behind_an_address(address, folder):
         with pytest.raises(ImageError) as raised:
             fetch(f"{address}/{name}", 10)
         assert str(raised.value).startswith(f"{address}/{name}: ") and sentence in str(raised.value)
-    with pytest.raises(ImageError, match="http://127.0.0.1:9/a.jpg: .*refused"):
-        fetch("http://127.0.0.1:9/a.jpg")
+    for bad in ("http://127.0.0.1:9/a.jpg", f"{address}/a b.jpg", "http://[bad/a.jpg", f"{address}/cut"):
+        with pytest.raises(ImageError) as raised:
+            fetch(bad)
+        assert str(raised.value).startswith(f"{bad}: ") and "\n" not in str(raised.value)

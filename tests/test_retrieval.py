@@ -1,5 +1,6 @@
 """The search index: what is found is what looking at everything finds, and whatever happens it is whole."""
 
+import html
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -450,3 +452,46 @@ def test_the_commands(bundles, pictures, tmp_path, capsys, monkeypatch):
         assert said.err.startswith("error: ") and sentence in said.err and said.err.count("\n") == 1, said.err
     monkeypatch.setitem(sys.modules, "faiss", None)
     assert "pip install faiss-cpu" in call(search_command, "a", "--words", status=2).err
+
+
+def test_emptied_folders_odd_names_and_words_that_are_not_known(bundles, pictures, tmp_path, capsys, monkeypatch):
+    model = ["--model", str(bundles[0]), "--device", "cpu"]
+    where = ["--index", str(tmp_path / "index")]
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"100% #1.png", b"a\tb.png"):
+        shutil.copy(files(pictures)[len(name)], os.path.join(os.fsencode(folder), name))
+
+    def call(command, *arguments, status=0):
+        assert command.main([*arguments, *where]) == status
+        return capsys.readouterr()
+
+    said = call(index_command, str(folder), *model, "--prune", status=2)
+    assert "is no index yet" in said.err and not (tmp_path / "index").exists()
+    call(index_command, str(folder), *model)
+    said = call(search_command, "a red zebra", *model)
+    assert "not searched by: zebra\n" in said.err
+    named = {line.split("\t")[1].rsplit("/", 1)[1] for line in said.out.splitlines()}
+    assert named == {"caf\\udce9.png", "100% #1.png", "a\\tb.png"}
+    lines = call(search_command, "a red square", *model, "--json").out.splitlines()
+    assert all(os.path.exists(json.loads(line)["path"]) for line in lines)
+    call(search_command, "a red square", *model, "--html", str(tmp_path / "found.html"))
+    sources = (tmp_path / "found.html").read_text(encoding="utf-8").split('<img src="')[1:]
+    read = {urllib.parse.unquote_to_bytes(html.unescape(text.split('"')[0])) for text in sources}
+    assert {os.path.basename(name) for name in read} == {b"caf\xe9.png", b"100% #1.png", b"a\tb.png"}
+    assert all(os.path.exists(os.path.join(os.fsencode(tmp_path), name)) for name in read)
+    picture = files(pictures)[0]
+    before = picture.read_bytes()
+    said = call(search_command, "--picture", str(picture), *model, "--html", str(picture), status=2)
+    assert "never written over" in said.err and picture.read_bytes() == before
+    said = call(index_command, "--remove", str(folder / "typo"))
+    assert "typo: nothing of that name is in the index" in said.err and "0 removed; it holds 3" in said.out
+    for path in folder.iterdir():
+        path.unlink()
+    assert "3 removed; it holds 0" in call(index_command, str(folder), "--prune", *model).out
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search_command, "find", stops)
+    assert call(search_command, "a", status=130).err == "interrupted\n"

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from src.captioner import Caption
 from src.distributed import Place
-from src.rows import FORMATS, Columns, Row, Sidecars, clock, format_of, fragment
+from src.rows import FORMATS, Columns, Row, Sidecars, check_output, clock, format_of, fragment
 
 BEST = Caption("a dog", ["a", "dog"], [-0.25, -0.5, -0.125], -0.3, confidence=0.75)
 OTHER = Caption("a cat", ["a", "cat"], [-1.0, -2.0], -1.5, confidence=0.25)
@@ -29,7 +31,7 @@ def test_tsv():
         "p.jpg\ta dog\t-0.3000\t0.750\t0.500\np.jpg\ta cat\t-1.5000\t0.250\t0.500\nq.jpg\t\t\t\t0.125\n"
     )
     assert whole("tsv", [FIRST, SECOND]) == "a.mp4#t=0,1.5\ta dog\na.mp4#t=0,1.5\ta cat\na.mp4#t=1.5,62.005\ta cat\n"
-    assert fragment(Row("a b.mp4", [], None, (3600.1234, 3601))) == "a b.mp4#t=3600.12,3601"
+    assert fragment(Row("a b.mp4", [], None, (36000.1234, 36010))) == "a b.mp4#t=36000.123,36010"
 
 
 def test_json_is_read_back():
@@ -67,6 +69,20 @@ def test_subtitles():
 def test_the_kind_of_a_file_is_its_ending():
     endings = {"a.tsv": "tsv", "a.txt": "tsv", "a": "tsv", "a.JSONL": "jsonl", "a.json": "json", "a.srt": "srt"}
     assert {name: format_of(Path(name)).name for name in endings} == endings
+
+
+def test_nothing_is_written_over_a_picture_or_an_input(tmp_path):
+    check_output(tmp_path / "a.tsv", [tmp_path / "b.tsv"])
+    for name in ("a.jpg", "b.PNG", "c.mp4", "b.tsv"):
+        with pytest.raises(ValueError, match=f"{name}: a picture, a video or an input"):
+            check_output(tmp_path / name, [tmp_path / "x" / ".." / "b.tsv"])
+
+
+def test_a_sidecar_that_could_not_be_written_anew_is_no_success(tmp_path):
+    (tmp_path / "a.jpg.txt").write_text("old")
+    files = Sidecars([tmp_path / "a.jpg", tmp_path / "b.jpg"], FORMATS["txt"], True, Place())
+    files.add(1, ["new"])
+    assert files.join() == 1 and (tmp_path / "a.jpg.txt").read_text() == "old"
 
 
 def test_sidecars(tmp_path):

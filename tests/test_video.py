@@ -116,6 +116,22 @@ def test_difference():
     assert difference(half, half[::-1]) == 0, "the same colours elsewhere"
 
 
+def test_odd_names_and_titles(tmp_path, monkeypatch):
+    write_video(tmp_path / "12:30.mp4", [(RED, 1)])
+    monkeypatch.chdir(tmp_path)
+    assert len(list(scenes("12:30.mp4"))) == 1 and duration("12:30.mp4") == pytest.approx(1, abs=0.1)
+    with av.open("titled.avi", "w") as container:
+        container.metadata["title"] = "cafe!"
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for packet in [*stream.encode(av.VideoFrame.from_image(RED)), *stream.encode()]:
+            container.mux(packet)
+    data = (tmp_path / "titled.avi").read_bytes()
+    assert data.count(b"cafe!") == 1
+    (tmp_path / "titled.avi").write_bytes(data.replace(b"cafe!", b"caf\xe9!"))
+    assert len(list(frames("titled.avi"))) == 1 and duration("titled.avi")
+
+
 def test_what_is_no_video_is_a_sentence(tmp_path):
     def error(path):
         with pytest.raises(VideoError) as raised:

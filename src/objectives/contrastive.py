@@ -64,7 +64,8 @@ class Contrastive(Objective):
         self.caption_weight = caption_weight
         self.needs_start = not caption_weight and not from_random
         self.captions = CrossEntropy(label_smoothing)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=likelihood_weight > 0)
+        # Of one dimension: what has none is not shared out among processes.
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]), requires_grad=likelihood_weight > 0)
 
     def check(self, model: "CaptioningModel") -> None:
         if model.matcher is None:
