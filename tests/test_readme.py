@@ -83,7 +83,11 @@ def identify(arguments: list[str]) -> str:
 def save(path: Path, vocabulary: Vocabulary) -> Path:
     config = bundle_config(tiny_config(), {"encoder_weights": "random"})
     config["matcher"] = MATCHER
-    save_bundle(path, Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    torch.manual_seed(0)
+    model = build(config, vocabulary).eval()
+    model.decoder.classifier.weight.data *= 30  # so that pictures are captioned differently, as calibration needs
+    model.encoder.project.weight.data *= 100
+    save_bundle(path, Bundle(model, vocabulary, config))
     return path
 
 
