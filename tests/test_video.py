@@ -15,6 +15,7 @@ def write_video(path, parts, rate=RATE, codec="mpeg4", fade=0, size=(96, 64)):
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.bit_rate = 8_000_000
         last = None
         for picture, seconds in parts:
             for number in range(round(seconds * rate)):
