@@ -58,11 +58,12 @@ def test_the_captioner_that_comes_with_the_code_is_made_anew_by_one_command(tmp_
     small = "trainer.max_epochs=1 trainer.limit_train_batches=2 evaluate_splits=[]"
     folders = [f"FLICKR8K={data}", f"SHIPPED={tmp_path}/shipped", f"BILINGUAL={tmp_path}/runs"]
     venv = [f"VENV={Path(sys.prefix)}", f"TRAIN={small}"]
-    for trained in (3, 0):
+    for trained in (4, 0):
         done = subprocess.run(["make", "captioner", *venv, *folders], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert len(list((tmp_path / "runs").glob("*-0/bundle"))) == 3
+        assert len(list((tmp_path / "runs").glob("*-0/bundle"))) == 4
         assert (done.stdout + done.stderr).count("Total FLOPs") == trained
     bundle = load_bundle(tmp_path / "shipped")
     assert bundle.calibration is not None and bundle.config["provenance"]["stored_as"] == "int8"
+    assert bundle.model.matcher is not None and bundle.matching is not None
     assert "## Biases" in (tmp_path / "shipped" / "README.md").read_text(encoding="utf-8")
