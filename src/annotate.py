@@ -12,10 +12,9 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src.caption import add_model_flag, depends_on, models_and_pictures
 from src.captioner import Caption, Captioner
 from src.confidence import BINS, Calibration, mean_log_prob
-from src.config import device, keep_freed_memory
+from src.config import keep_freed_memory
 from src.data.images import ImageError
 from src.data.tsv import read_rows
 from src.distributed import Place
@@ -24,6 +23,7 @@ from src.files import check_names, encodable
 from src.matching import log_likelihoods, picture_vectors, said
 from src.metrics.content import ContentWords
 from src.parts import Parts
+from src.picture_flags import add_computing_flags, add_model_flag, check_computing, depends_on, ended, one_captioner
 from src.pictures import find_pictures
 from src.rows import check_output
 from src.tags import tags_of
@@ -283,9 +283,8 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--new-tags", action="store_true", help="the captioner's tags too that no example has")
     result.add_argument("--language", metavar="TAG", help="of the captioner's captions, such as zh")
-    add_model_flag(result)
-    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
-    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    add_model_flag(result, several=False)
+    add_computing_flags(result)
     return result
 
 
@@ -294,31 +293,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
-    options.model, options.pictures = models_and_pictures(options.model, options.pictures)
     if not options.pictures:
         command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()
-    try:
-        return run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted" + ("; the same call goes on" if options.output else ""), file=sys.stderr)
-        return 130
+    return ended(run, options, goes_on=options.output is not None)
 
 
 def run(options: argparse.Namespace) -> int:
     """What `main` is asked for, but for its errors."""
-    for flag, least in (("neighbours", 1), ("batch_size", 1)):
-        if getattr(options, flag) < least:
-            raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag)}: {least} or more")
+    check_computing(options)
+    if options.neighbours < 1:
+        raise ValueError(f"--neighbours {options.neighbours}: 1 or more")
     if not 0 <= options.min_confidence <= 1:
         raise ValueError(f"--min-confidence {options.min_confidence:g}: a number from 0 to 1 is wanted")
     if not (options.tags or options.captions):
         raise ValueError("--tags FILE.tsv, --captions FILE.tsv: give the examples' tags, or captions, or both")
-    if len(options.model) > 1:
-        raise ValueError("--model: one captioner, not several")
     examples = read_examples(options.tags, options.captions)
     known = dict.fromkeys(Path(example.path).resolve() for example in examples)
     pictures = [path for path in map(Path, find_pictures(options.pictures)) if path.resolve() not in known]
@@ -328,8 +317,7 @@ def run(options: argparse.Namespace) -> int:
     check_names([*pictures, *(example.path for example in examples)])
     if options.output:
         check_output(options.output, [*pictures, *known, *tables])
-    captioner = Captioner.load(options.model[0], device_name=options.device or device())
-    captioner.check_source()
+    captioner = one_captioner(options)
     captioner.ask(language=options.language)
     parts = None
     if options.output:

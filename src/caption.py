@@ -1,10 +1,9 @@
 """Caption pictures and videos: `python -m src.caption photo.jpg`, `… --model runs/… folder/ "*.png" -o said.tsv`."""
 
 import argparse
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -13,18 +12,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from src.alerts import RATE, alerts, matches
-from src.bundle import SHIPPED, looks_saved
 from src.captioner import Caption, Captioner
 from src.config import device, keep_freed_memory
-from src.data.features import state_digest
 from src.data.images import ImageError, load_image
 from src.data.quality import quality
 from src.data.regions import ReadRegions, RegionsError
 from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
+from src.files import check_names
 from src.matching import match_calibration, sentence_vectors, unknown_words
 from src.parts import Parts
-from src.pictures import fetch, find_pictures, is_address, is_video
+from src.picture_flags import (
+    add_computing_flags,
+    add_model_flag,
+    check_computing,
+    depends_on,
+    ended,
+    models_and_pictures,
+)
+from src.pictures import fetch, find_pictures, is_address, is_video, naming
 from src.rows import FORMATS, SIDECARS, Columns, Row, Sidecars, check_output, clock, format_of
 from src.search_flags import add_search_flags, chosen_search
 from src.video import CHANGE, Frame, VideoError, duration, frames, scenes
@@ -39,26 +45,6 @@ EPILOG = """examples:
   python -m src.caption photo.jpg --language zh --n-best 3   in Chinese, three a picture
   python -m src.caption clip.mp4 -o clip.srt                 a video's scenes as subtitles; .vtt and .json, too
   python -m src.caption clip.mp4 --alert "a dog in the snow" when its picture matches a sentence"""
-
-
-def add_model_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, by default the captioner that comes with the code."""
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        default=[str(SHIPPED)],
-        help="a bundle/ directory, a run's folder, or a .ckpt (`python -m src.train` leaves them); several of one "
-        "vocabulary caption together, as an ensemble (default: the captioner that comes with the code, of photographs, "
-        "in English; `--language zh`: in Chinese)",
-    )
-
-
-def models_and_pictures(models: Sequence[str], pictures: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands behind `--model` as captioners, and from the first that is none on as pictures, before the others."""
-    count = 1
-    while count < len(models) and looks_saved(Path(models[count])):
-        count += 1
-    return list(models[:count]), [*models[count:], *pictures]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,8 +118,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="P",
         help="how probable a match is to be for that, in [0, 1] (%(default)s)",
     )
-    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
-    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    add_computing_flags(result)
     result.add_argument(
         "--devices", type=int, default=1, metavar="N", help="N processes share the pictures, on as many GPUs or the CPU"
     )
@@ -173,7 +158,7 @@ def check_flags(options: argparse.Namespace, captioner: Captioner) -> None:
         raise ValueError("--quality is of pictures, and with --regions they are not read: leave one of the two out")
 
 
-class Picture(NamedTuple):
+class Opened(NamedTuple):
     """One that could be read."""
 
     name: str
@@ -185,7 +170,7 @@ class Picture(NamedTuple):
     """Seconds of a video."""
 
 
-def open_picture(path: Path | str, captioner: Captioner, options: argparse.Namespace) -> Picture:
+def open_picture(path: Path | str, captioner: Captioner, options: argparse.Namespace) -> Opened:
     """Read a picture, and look at its quality where that is asked for.
 
     Raises:
@@ -193,17 +178,13 @@ def open_picture(path: Path | str, captioner: Captioner, options: argparse.Names
     """
     opened = None
     seen, poor = None, False
-    try:
-        source = fetch(str(path)) if is_address(path) else path
+    source = fetch(str(path)) if is_address(path) else path
+    with naming(path):
         if options.quality or options.min_quality is not None:  # in full size: the captioner's may be reduced
             seen, poor = looked_at(str(path), load_image(source), options)
         if not poor:
             opened = captioner.open(source)
-    except ImageError as error:
-        if is_address(path) and not str(error).startswith(str(path)):  # it is of the bytes
-            raise ImageError(f"{path}: {str(error).partition(': ')[2]}") from error
-        raise
-    return Picture(str(path), opened, seen)
+    return Opened(str(path), opened, seen)
 
 
 def looked_at(name: str, image: Image.Image, options: argparse.Namespace) -> tuple[float, bool]:
@@ -215,7 +196,7 @@ def looked_at(name: str, image: Image.Image, options: argparse.Namespace) -> tup
     return seen, poor
 
 
-def video_pictures(path: Path | str, options: argparse.Namespace, bar: tqdm) -> Iterator[Picture]:
+def video_pictures(path: Path | str, options: argparse.Namespace, bar: tqdm) -> Iterator[Opened]:
     """The middle frames of a video's scenes; the bar moves on by their seconds.
 
     Raises:
@@ -225,11 +206,11 @@ def video_pictures(path: Path | str, options: argparse.Namespace, bar: tqdm) -> 
         seen, poor = None, False
         if options.quality or options.min_quality is not None:
             seen, poor = looked_at(f"{path}, {scene.frame.time:.1f} s", scene.frame.image, options)
-        yield Picture(str(path), None if poor else scene.frame.image, seen, (scene.start, scene.end))
+        yield Opened(str(path), None if poor else scene.frame.image, seen, (scene.start, scene.end))
         bar.update(round(scene.end - scene.start, 1))
 
 
-def sure_enough(picture: Picture, caption: Caption, options: argparse.Namespace) -> list[Caption]:
+def sure_enough(picture: Opened, caption: Caption, options: argparse.Namespace) -> list[Caption]:
     """A caption and its alternatives, those whose confidence is too low left out; where none stays, stderr says so."""
     found = [caption, *caption.alternatives]
     least = options.min_confidence
@@ -246,8 +227,6 @@ def wrong_call(options: argparse.Namespace, here: Place) -> str | None:
     """What is wrong with flags that need no captioner, in a sentence."""
     if options.devices < 1:
         return f"--devices {options.devices}: 1 or more"
-    if options.batch_size < 1:
-        return f"--batch-size {options.batch_size}: 1 or more"
     if not 0 < options.scene_change <= 1:
         return f"--scene-change {options.scene_change:g}: a number above 0, up to 1, is wanted"
     if options.every is not None and not options.every > 0:
@@ -287,9 +266,8 @@ def check_files(items: Sequence[Path | str], options: argparse.Namespace) -> Non
     if options.sidecar in ("srt", "vtt") and len(clips) < len(items):
         still = next(item for item in items if item not in clips)
         raise ValueError(f"--sidecar {options.sidecar}: subtitles are of videos, and {still} is none")
-    lines = not options.sidecar and format_of(options.output or Path()).name == "tsv"
-    if lines and (split := next((item for item in items if any(c in str(item) for c in "\t\n\r")), None)):
-        raise ValueError(f"{str(split)!r}: a tab or line break in its name, which no TSV has: rename it, or -o X.jsonl")
+    if not options.sidecar and format_of(options.output or Path()).name == "tsv":
+        check_names(items, "rename it, or -o X.jsonl")
     if options.sidecar and (far := next((item for item in items if is_address(item)), None)):
         raise ValueError(f"--sidecar: there is no place beside {far}; give -o FILE")
 
@@ -302,53 +280,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models, named = models_and_pictures(options.model, options.pictures)
     if not named:
         command.error("which pictures? Name files, folders or patterns")
+    options.model, options.pictures = models, named
     keep_freed_memory()
     with together() as here:
-        try:
-            if wrong := wrong_call(options, here):
-                raise ValueError(wrong)
-            items = find_pictures(named, options.regions is not None, options.urls, videos=True)
-            check_files(items, options)
-            if options.devices > 1 and here.world == 1:
-                launch(options.devices, "src.caption", arguments)
-            device_name = device_of(options.device or device(), here)
-            captioner = EnsembleCaptioner.load_all(models, device_name=device_name, regions=options.regions)
-            captioner.check_source()
-            if search := chosen_search(options, captioner.config["generation"]):
-                captioner.search_by(search)
-            check_flags(options, captioner)
-            captioner.ask(options.length, options.tags, options.language)
-            for sentence in options.alert:
-                if unknown := unknown_words(captioner, sentence):
-                    said = ", ".join(unknown)
-                    print(
-                        f"“{sentence}”: the captioner does not know {said}, and watches for the rest", file=sys.stderr
-                    )
-            return caption_all(items, captioner, options, here)
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            again = "; the same call goes on" if options.output or options.sidecar else ""
-            print(f"interrupted{again}", file=sys.stderr)
-            return 130
+        run = partial(caption_named, here=here, arguments=arguments)
+        return ended(run, options, goes_on=bool(options.output or options.sidecar))
 
 
-def depends_on(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace) -> str:
-    """A digest of all that the output's lines depend on: weights, search, flags, pictures."""
-    how = {name: str(value) for name, value in vars(options).items() if name not in ("output", "devices", "device")}
-    stats = [path.stat() if isinstance(path, Path) and path.exists() else None for path in items]
-    files = [(str(path), stat and (stat.st_size, stat.st_mtime_ns)) for path, stat in zip(items, stats, strict=True)]
-    own = [{name: part for name, part in each.config.items() if name != "provenance"} for each in captioner.members]
-    words = [captioner.vocabulary.words, captioner.control, captioner.calibration, captioner.matching]
-    regions = sorted(
-        (str(path), path.stat().st_size, path.stat().st_mtime_ns)
-        for path in (
-            [Path(options.regions), *Path(options.regions).rglob("*")] if getattr(options, "regions", None) else ()
-        )
-    )
-    every = [state_digest(captioner.model), own, captioner.config["generation"], words, how, files, regions]
-    return hashlib.sha256(json.dumps(every, sort_keys=True, default=str).encode()).hexdigest()[:12]
+def caption_named(options: argparse.Namespace, here: Place, arguments: Sequence[str] | None) -> int:
+    """What `main` is asked for, but for its errors."""
+    check_computing(options)
+    if wrong := wrong_call(options, here):
+        raise ValueError(wrong)
+    items = find_pictures(options.pictures, options.regions is not None, options.urls, videos=True)
+    check_files(items, options)
+    if options.devices > 1 and here.world == 1:
+        launch(options.devices, "src.caption", arguments)
+    device_name = device_of(options.device or device(), here)
+    captioner = EnsembleCaptioner.load_all(options.model, device_name=device_name, regions=options.regions)
+    captioner.check_source()
+    if search := chosen_search(options, captioner.config["generation"]):
+        captioner.search_by(search)
+    check_flags(options, captioner)
+    captioner.ask(options.length, options.tags, options.language)
+    for sentence in options.alert:
+        if unknown := unknown_words(captioner, sentence):
+            said = ", ".join(unknown)
+            print(f"“{sentence}”: the captioner does not know {said}, and watches for the rest", file=sys.stderr)
+    return caption_all(items, captioner, options, here)
 
 
 def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argparse.Namespace, here: Place) -> int:
@@ -381,7 +340,7 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
                             for line in () if files else kind.entries([row], columns):
                                 print(line, flush=True)
                 else:
-                    opened: dict[int, Picture] = {}
+                    opened: dict[int, Opened] = {}
                     for number in batch:
                         try:
                             opened[number] = open_picture(items[number], captioner, options)
@@ -432,7 +391,7 @@ def clip_bar(path: Path | str, quiet: bool | None) -> tqdm:
 
 
 def captioned(
-    pictures: Iterator[Picture], captioner: Captioner, options: argparse.Namespace, figures: "Figures | None"
+    pictures: Iterator[Opened], captioner: Captioner, options: argparse.Namespace, figures: "Figures | None"
 ) -> Iterator[Row]:
     """What is said of each picture, in order; those that are not to be captioned have nothing."""
     while batch := list(islice(pictures, options.batch_size)):
@@ -517,7 +476,7 @@ class Figures:
             self.names[str(item)] = f"{stem}-{counts[stem]}" if counts[stem] > 1 else stem
         self.told = not captioner.model.decoder.attends
 
-    def draw(self, picture: Picture, caption: Caption) -> None:
+    def draw(self, picture: Opened, caption: Caption) -> None:
         """Where a caption's words looked, if that can be drawn."""
         from src.figures import attention_figure, nothing
 

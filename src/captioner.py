@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
 from src.generation.base import Hypotheses, Search
 from src.model import CaptioningModel, instantiate
-from src.pictures import Picture, as_image, each_picture, fetch, is_address
+from src.pictures import Picture, as_image, each_picture, fetch, is_address, naming
 
 READERS = min(8, os.cpu_count() or 1)
 """Threads that open pictures while others are captioned."""
@@ -144,9 +144,10 @@ class Captioner:
         tags: str | Sequence[str] | None = None,
         language: str | None = None,
     ) -> Iterator[None]:
-        """For a `with` block, ask for something else; see `ask`."""
+        """For a `with` block, ask for something else, if for anything; see `ask`."""
         control, limit = self.control, self.generation.max_length
-        self.ask(length, tags, language)
+        if length is not None or tags or language is not None:
+            self.ask(length, tags, language)
         try:
             yield
         finally:
@@ -254,8 +255,6 @@ class Captioner:
             TypeError, ValueError: something that is no picture, or names none.
         """
         self.check_source()
-        asks = length is not None or tags or language is not None
-
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: 1 or more")
 
@@ -266,7 +265,7 @@ class Captioner:
             found = each_picture(pictures, self.regions is not None, urls)
             every = in_order(pool, opened, found, 2 * batch_size)
             while batch := list(islice(every, batch_size)):
-                with self.asking(length, tags, language) if asks else nullcontext():
+                with self.asking(length, tags, language):
                     seen = self.features(self.stacked([picture for _, picture in batch]))
                     captions = self.captions(self.search(seen, attention), alternatives, seen)
                 for (name, _), caption in zip(batch, captions, strict=True):
@@ -297,10 +296,8 @@ class Captioner:
             ImageError: it cannot be had, or is none.
         """
         data = fetch(address)
-        try:
+        with naming(address):
             return self.decode(data)
-        except ImageError as error:
-            raise ImageError(f"{address}: {str(error).partition(': ')[2]}") from error
 
     def decode(self, picture: str | os.PathLike[str] | bytes) -> Image.Image:
         """A picture file, or its bytes, as large as the transform wants it."""

@@ -3,15 +3,12 @@
 import copy
 import importlib.util
 import inspect
-import logging
 import os
 import re
 import shutil
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import Enum
 from os import PathLike
 from pathlib import Path
@@ -27,7 +24,7 @@ from torch import nn
 
 from src import help
 from src.bundle import looks_saved, without_vectors
-from src.config import device, precision
+from src.config import device, precision, quiet
 from src.data.control import tag_tokens
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
@@ -684,19 +681,6 @@ def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
                 f"callbacks.{name} with trainer=fsdp: an average needs all the weights in one place: choose "
                 "callbacks=default, or trainer=ddp"
             )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Let nothing that only looks at a configuration say what it finds."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 # ------------------------------------------------------------------ what a constructor says

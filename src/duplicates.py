@@ -15,13 +15,13 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from src.caption import add_model_flag, depends_on, models_and_pictures
 from src.captioner import Captioner
-from src.config import device, keep_freed_memory
+from src.config import keep_freed_memory
 from src.data.images import ImageError
 from src.distributed import Place
 from src.files import check_names, encodable
 from src.parts import Parts
+from src.picture_flags import add_computing_flags, add_model_flag, check_computing, depends_on, ended, one_captioner
 from src.pictures import find_pictures
 from src.rows import check_output
 
@@ -159,9 +159,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="from which two are the same, in (0, 1] (%(default)s)",
     )
-    add_model_flag(result)
-    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
-    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    add_model_flag(result, several=False)
+    add_computing_flags(result)
     return result
 
 
@@ -170,34 +169,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
-    options.model, options.pictures = models_and_pictures(options.model, options.pictures)
     if not options.pictures:
         command.error("which pictures? Name files, folders or patterns")
     keep_freed_memory()
-    try:
-        return run(options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted" + ("; the same call goes on" if options.output else ""), file=sys.stderr)
-        return 130
+    return ended(run, options, goes_on=options.output is not None)
 
 
 def run(options: argparse.Namespace) -> int:
     """What `main` is asked for, but for its errors."""
     if not 0 < options.similarity <= 1:
         raise ValueError(f"--similarity {options.similarity:g}: a number above 0, up to 1, is wanted")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size {options.batch_size}: 1 or more")
-    if len(options.model) > 1:
-        raise ValueError("--model: one captioner, not several")
+    check_computing(options)
     paths = [str(path) for path in find_pictures(options.pictures)]
     check_names(paths)
     if options.output:
         check_output(options.output, map(Path, paths))
-    captioner = Captioner.load(options.model[0], device_name=options.device or device())
-    captioner.check_source()
+    captioner = one_captioner(options)
     key = depends_on(list(map(Path, paths)), captioner, options)
     if options.output:
         return find(paths, captioner, options.batch_size, options.similarity, options.output, key)

@@ -2,12 +2,9 @@
 
 import argparse
 import json
-import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +19,16 @@ from tqdm import tqdm
 from src.bundle import SHIPPED, bundle_folder, check_new
 from src.captioner import Captioner
 from src.captions import Caption
-from src.config import ROOT
-from src.data.images import load_image, pictures_below
+from src.config import ROOT, quiet
+from src.data.images import load_image
 from src.data.vocabulary import BOS, EOS, UNK
 from src.decoders.base import Decoder, map_tensors
 from src.encoders.precomputed import RegionEncoder
 from src.files import room_for, whole_folder
 from src.generation import BeamSearch, GreedySearch
 from src.model import CaptioningModel
+from src.picture_flags import ended
+from src.pictures import find_pictures
 from src.portable import CONFIG, ENDINGS, PortableCaptioner
 
 MODULES = (
@@ -118,19 +117,6 @@ class StepNetwork(nn.Module):
         return [log_probs, *looks, *named_tensors(after, "").values()]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch's exporters say of their own workings."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 class Traced(NamedTuple):
     """A network in torch's graph form."""
 
@@ -146,7 +132,7 @@ def traced(model: CaptioningModel, size: int) -> dict[str, Traced]:
     and of words so far."""
     decoder = model.decoder
     batch, beams, past = (Dim(name) for name in ("batch", "beams", "past"))
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         # Sizes of 2 and more: those of 0 and 1 would count as constants.
         pixels = torch.zeros(2, 3, size, size, dtype=torch.uint8)
         memory = decoder.prepare(model.encoder(pixels))
@@ -187,7 +173,7 @@ def traced(model: CaptioningModel, size: int) -> dict[str, Traced]:
 
 def write_onnx(network: Traced, path: Path) -> None:
     """Write a network as one ONNX file."""
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network.program,
             dynamo=True,
@@ -204,7 +190,7 @@ def write_torch(network: Traced, path: Path) -> None:
     """Write a network as `torch.export.load` reads it, without the weights that only the other one uses."""
     given = network.program.example_inputs
     assert given is not None
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         module: Any = network.program.module()
         for node in list(module.graph.nodes):
             if node.op == "get_attr" and not node.users:
@@ -241,7 +227,7 @@ def quantize(folder: Path, what: str, pixels: Iterator[np.ndarray]) -> None:
 
     plain = folder / "plain.onnx"
     for name in ("step", "encoder")[: 1 + (what == "all")]:
-        with _quiet():
+        with quiet():
             quant_pre_process(folder / f"{name}.onnx", plain, skip_symbolic_shape=True)
             how: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8}
             if name == "step":
@@ -476,51 +462,33 @@ def parser() -> argparse.ArgumentParser:
         ("calibrate", "some hundred pictures such as will be captioned, for --int8 all"),
         ("check", "pictures to caption by both (default: made-up ones)"),
     ):
-        result.add_argument(f"--{flag}", nargs="+", type=Path, default=[], metavar="FILE|FOLDER", help=text)
+        result.add_argument(f"--{flag}", nargs="+", default=[], metavar="FILE|FOLDER|GLOB", help=text)
     result.add_argument("--overwrite", action="store_true", help="replace an export that is there already")
     return result
-
-
-def pictures_of(flag: str, paths: Sequence[Path]) -> list[Path]:
-    """The files that a flag names, and those in its folders.
-
-    Raises:
-        ValueError: there is no such file, or no picture in a folder.
-    """
-    found: list[Path] = []
-    for path in paths:
-        inside = pictures_below(path) if path.is_dir() else [path] if path.is_file() else []
-        if not inside:
-            raise ValueError(f"--{flag} {path}: no pictures there")
-        found += inside
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where the export captions otherwise than it should, 2 for a wrong
     call, 130 where it was interrupted."""
-    options = parser().parse_args(arguments)
-    try:
-        marks = [f"step{ending}" for ending in ENDINGS.values()]  # which no other folder has
-        mark = next((name for name in marks if (options.output / name).exists()), marks[0])
-        check_new(options.output, options.overwrite, mark=mark, kind="export")
-        if options.int8 and options.format != "onnx":
-            raise ValueError(f"--int8 {options.int8}: of --format onnx")
-        if bool(options.calibrate) != (options.int8 == "all"):
-            raise ValueError("--int8 all and --calibrate FOLDER go together: give both or neither")
-        calibrate = pictures_of("calibrate", options.calibrate)
-        pictures: list[Any] = pictures_of("check", options.check) or made_up()
-        captioner = Captioner.load(options.model, device_name="cpu", precision_name="32-true")
-        if own := search_plainly(captioner):
-            print(f"its own search, {own}, is in no export: a beam search takes its place", file=sys.stderr)
-        export(captioner, options.output, options.model, options.format, options.int8, calibrate)
-        found = differences(captioner, PortableCaptioner.load(options.output), pictures)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ended(run, parser().parse_args(arguments))
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `main` is asked for, but for its errors."""
+    marks = [f"step{ending}" for ending in ENDINGS.values()]  # which no other folder has
+    mark = next((name for name in marks if (options.output / name).exists()), marks[0])
+    check_new(options.output, options.overwrite, mark=mark, kind="export")
+    if options.int8 and options.format != "onnx":
+        raise ValueError(f"--int8 {options.int8}: of --format onnx")
+    if bool(options.calibrate) != (options.int8 == "all"):
+        raise ValueError("--int8 all and --calibrate FOLDER go together: give both or neither")
+    calibrate = list(map(Path, find_pictures(options.calibrate)))
+    pictures: list[Any] = [*find_pictures(options.check)] or made_up()
+    captioner = Captioner.load(options.model, device_name="cpu", precision_name="32-true")
+    if own := search_plainly(captioner):
+        print(f"its own search, {own}, is in no export: a beam search takes its place", file=sys.stderr)
+    export(captioner, options.output, options.model, options.format, options.int8, calibrate)
+    found = differences(captioner, PortableCaptioner.load(options.output), pictures)
     sizes = {name: (options.output / f"{name}{ENDINGS[options.format]}").stat().st_size for name in ("encoder", "step")}
     print(f"{options.output}: " + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()))
     for each in found:

@@ -142,14 +142,14 @@ def encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def check_names(paths: Iterable[Path | str]) -> None:
-    """Refuse paths that a line of a TSV cannot hold.
+def check_names(paths: Iterable[Path | str], mend: str = "rename it") -> None:
+    """Refuse paths that a line of a TSV cannot hold; `mend` says what helps.
 
     Raises:
         ValueError: one sentence that names the first.
     """
     if (split := next((str(path) for path in paths if any(c in str(path) for c in "\t\n\r")), None)) is not None:
-        raise ValueError(f"{split!r}: a tab or line break in its name, which no TSV has: rename it")
+        raise ValueError(f"{split!r}: a tab or line break in its name, which no TSV has: {mend}")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from src.bundle import SHIPPED
-from src.captioner import Captioner
 from src.config import keep_freed_memory
-from src.data.images import pictures_below
+from src.data.images import picture_files
 from src.files import encodable
+from src.picture_flags import add_computing_flags, add_model_flag, check_computing, ended, one_captioner
 from src.pictures import find_pictures, is_video
 from src.retrieval import Index
 from src.segments import MANIFEST
@@ -29,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("pictures", nargs="*", metavar="FILE|FOLDER|GLOB", help="what to index")
     result.add_argument("--index", type=Path, required=True, metavar="FOLDER", help="where the index is, or is to be")
-    add_matcher_flag(result)
+    add_model_flag(result, several=False, needs=", of a captioner with a matcher")
     result.add_argument(
         "--language",
         nargs="+",
@@ -48,19 +47,8 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write all as one segment: the fastest to search, and no longer to add to",
     )
-    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
-    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    add_computing_flags(result)
     return result
-
-
-def add_matcher_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, by default the captioner that comes with the code."""
-    parser.add_argument(
-        "--model",
-        default=str(SHIPPED),
-        help="a bundle/ directory, a run's folder, or a .ckpt, of a captioner with a matcher (default: the captioner "
-        "that comes with the code, of photographs, for sentences in English and in Chinese)",
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,14 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.error("which pictures? Name files, folders or patterns, or --remove PATH")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     keep_freed_memory()
-    try:
-        return run(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped; {options.index} holds what was done: the same call goes on", file=sys.stderr)
-        return 130
+    return ended(run, options, goes_on=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,15 +69,14 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("--prune: of which folders? Name them, as where they were indexed")
     if options.no_captions and options.language:
         raise ValueError("--language and --no-captions: leave one of the two out")
-    if options.batch_size < 1:
-        raise ValueError(f"--batch-size {options.batch_size}: 1 or more")
+    check_computing(options)
     failed: list[str] = []
     if options.pictures:
         if options.prune and not (options.index / MANIFEST).exists():
             raise ValueError(f"--prune: {options.index} is no index yet: leave --prune out to build it")
         named = [path for path in options.pictures if not (options.prune and is_empty(Path(path)))]
         pictures = list(map(Path, find_pictures(named)))
-        captioner = Captioner.load(options.model, device_name=options.device)
+        captioner = one_captioner(options)
         index = Index.create(options.index, captioner, [] if options.no_captions else options.language)
         with tqdm(total=len(pictures), unit="img", disable=None) as bar:
             added = index.add(captioner, pictures, options.batch_size, bar.update)
@@ -127,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
 
 def is_empty(path: Path) -> bool:
     """Whether nothing is there, or a folder without pictures."""
-    return not path.exists() or (path.is_dir() and all(map(is_video, pictures_below(path))))
+    return not path.exists() or (path.is_dir() and all(map(is_video, picture_files(path))))
 
 
 def gone(index: Index, given: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import io
 import os
 import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from src.bundle import looks_saved
-from src.data.images import ImageError, pictures_below
+from src.data.images import ImageError, picture_files
 from src.data.regions import ReadRegions
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
@@ -69,7 +70,7 @@ def find_pictures(
         elif looks_saved(path):
             raise ValueError(f"{argument}: a captioner, no picture; write --model before it")
         elif path.is_dir():
-            inside = [each for each in pictures_below(path) if not is_video(each)]
+            inside = [each for each in picture_files(path) if not is_video(each)]
             if not inside:
                 clips = next((each for each in sorted(path.rglob("*")) if is_video(each)), None)
                 hint = f"; videos are named one by one, or as a pattern: '{path}/*{clips.suffix}'" if clips else ""
@@ -152,6 +153,17 @@ def as_image(pixels: np.ndarray | Tensor) -> Image.Image:
     if array.dtype != np.uint8:
         raise ImageError(f"a picture of {array.dtype}: uint8, or floats in [0, 1], are wanted")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+@contextmanager
+def naming(picture: Any) -> Iterator[None]:
+    """What is wrong, for a `with` block, with the bytes behind an address is an error that names the address."""
+    try:
+        yield
+    except ImageError as error:
+        if not is_address(picture):
+            raise
+        raise ImageError(f"{picture}: {str(error).partition(': ')[2]}") from error
 
 
 def fetch(address: str, most: int = MAX_BYTES) -> bytes:

@@ -18,7 +18,7 @@ from PIL import Image
 from src.captions import Caption, Places, captions_of
 from src.confidence import Calibration
 from src.data.control import asked, asked_length
-from src.data.images import ImageError, load_image, pictures_below
+from src.data.images import ImageError, load_image, picture_files
 from src.data.tokenizer import CharacterTokenizer, EnglishTokenizer, MixedTokenizer, RJiebaTokenizer, Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
@@ -324,7 +324,7 @@ def prepared(folder: Path, options: argparse.Namespace) -> tuple[PortableCaption
     for path in options.pictures:
         if not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-        inside = pictures_below(path) if path.is_dir() else [path]
+        inside = picture_files(path) if path.is_dir() else [path]
         if not inside:
             raise ValueError(f"{path}: no pictures in this folder")
         pictures += inside

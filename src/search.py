@@ -9,10 +9,9 @@ import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.captioner import Captioner
 from src.files import encodable, write_atomically
-from src.index import add_matcher_flag
 from src.matching import unknown_words
+from src.picture_flags import add_model_flag, ended, one_captioner
 from src.retrieval import Found, Index
 from src.rows import check_output
 
@@ -43,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--json", action="store_true", help="a JSON object a line: path, score, caption")
     result.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures instead of printing")
-    add_matcher_flag(result)
+    add_model_flag(result, several=False, needs=", of a captioner with a matcher")
     result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
     return result
 
@@ -54,14 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command.parse_args(arguments)
     if (options.sentence is None) == (options.picture is None):
         command.error("what is to be found? Give a sentence, or --picture FILE")
-    try:
-        show(find(options), options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ended(run, options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """What `main` is asked for, but for its errors."""
+    show(find(options), options)
     return 0
 
 
@@ -76,7 +73,7 @@ def find(options: argparse.Namespace) -> list[Found]:
     index = Index.open(options.index)
     if options.words:
         return index.by_words(options.sentence, options.count, options.folder)
-    captioner = Captioner.load(options.model, device_name=options.device)
+    captioner = one_captioner(options)
     if options.picture:
         return index.by_picture(captioner, options.picture, options.count, options.folder)
     found = index.by_sentence(captioner, options.sentence, options.count, options.folder, options.rerank)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from src.caption import add_model_flag
 from src.config import forget_rare_shapes, keep_freed_memory
+from src.picture_flags import add_model_flag
 
 if TYPE_CHECKING:
     from uvicorn import Server

@@ -21,7 +21,6 @@ import jinja2
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from src.caption import add_model_flag, models_and_pictures
 from src.captioner import Captioner
 from src.config import keep_freed_memory
 from src.data.features import state_digest
@@ -34,6 +33,7 @@ from src.metrics.content import ContentWords
 from src.metrics.mistakes import FUNCTION_WORDS
 from src.metrics.named import Form, split_words
 from src.metrics.tokenize import share_of_chinese
+from src.picture_flags import add_computing_flags, add_model_flag, check_computing, models_and_pictures
 from src.pictures import find_pictures
 from src.predictions import read_references
 from src.runs import csv_table, text_table
@@ -442,8 +442,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--language", metavar="TAG", help="such as zh, of a captioner of control=tags")
     add_search_flags(result)
-    result.add_argument("--batch-size", type=int, default=16, help="pictures at a time (default: 16)")
-    result.add_argument("--device", help="cpu, cuda, mps (default: the fastest here)")
+    add_computing_flags(result)
     return result
 
 
@@ -529,8 +528,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not 0 <= options.min_confidence <= 1:
             raise ValueError(f"--min-confidence {options.min_confidence:g}: a number from 0 to 1 is wanted")
-        if options.batch_size < 1:
-            raise ValueError(f"--batch-size {options.batch_size}: at least 1 is wanted")
+        check_computing(options)
         for path in (options.output, options.summary, options.html):
             if path and path.is_dir():
                 raise ValueError(f"{path}: a folder; name a file to write")

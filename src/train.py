@@ -21,7 +21,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from src import slurm
 from src.bundle import CALIBRATION, Bundle, Saved, bundle_config, load_bundle, save_bundle, without_weights
 from src.captioner import Captioner
-from src.check import NO_VALIDATION, check, quiet
+from src.check import NO_VALIDATION, check
 from src.checkpoints import CheckpointFiles, LastCheckpoint, damage, newest
 from src.command import command
 from src.confidence import Calibration
@@ -38,6 +38,7 @@ from src.config import (
     path_name,
     plain,
     precision,
+    quiet,
 )
 from src.dashboards import begin, end, environment
 from src.data.control import asked

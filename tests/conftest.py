@@ -116,3 +116,15 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "tagged.tsv").write_text("\n".join(tagged) + "\n", encoding="utf-8")
     (root / "nouns.json").write_text(json.dumps(nouns))
     return root
+
+
+@pytest.fixture(scope="module")  # two at a time are refused
+def browser() -> Iterator["playwright.Browser"]:  # noqa: F821
+    from tests.browsing import CHROMIUM, FLAGS, playwright
+
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as driver:
+        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()

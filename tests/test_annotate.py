@@ -155,7 +155,10 @@ def test_the_nearest_example_is_told_and_new_tags_are_asked_for(bundles, photos)
         (["--tags", "{0}/nowhere.tsv"], "nowhere.tsv"),
         (["--tags", "{0}/tags.tsv", "--neighbours", "0"], "--neighbours 0: 1 or more"),
         (["--tags", "{0}/tags.tsv", "--min-confidence", "2"], "--min-confidence 2: a number from 0 to 1"),
-        (["--tags", "{0}/tags.tsv", "--model", "flickr8k-bilingual", "flickr8k-bilingual"], "--model: one captioner"),
+        (
+            ["--tags", "{0}/tags.tsv", "--model", "flickr8k-bilingual", "flickr8k-bilingual"],
+            "flickr8k-bilingual: a captioner, no picture",
+        ),
     ],
 )
 def test_wrong_flags_are_one_sentence(flags, sentence, photos, capsys):

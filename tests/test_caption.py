@@ -17,6 +17,7 @@ from src.confidence import Calibration, mean_log_prob
 from src.data.quality import quality
 from src.generation import BeamSearch, DiverseBeamSearch, GreedySearch, Hypotheses, SampleSearch
 from src.model import build
+from src.picture_flags import depends_on
 from src.search_flags import add_search_flags, chosen_search
 from src.video import scenes
 from tests.conftest import tiny_config
@@ -54,7 +55,7 @@ def loaded(model, generation=None):
 
 def test_without_a_model_it_is_the_one_that_comes_with_the_code(call, model, shapes, tmp_path, monkeypatch, capsys):
     plain, _ = call()
-    monkeypatch.setattr(caption, "SHIPPED", model)
+    monkeypatch.setattr("src.picture_flags.SHIPPED", model)
     monkeypatch.chdir(tmp_path)
     assert caption.main([*(row[0] for row in plain), "--device", "cpu"]) == 0
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == plain
@@ -344,18 +345,18 @@ def test_what_captions_depend_on(model, shapes, monkeypatch):
     picture = shapes / "images" / "00.png"
     options = caption.parser().parse_args([str(picture)])
     captioner = loaded(model)
-    keys = [caption.depends_on([picture], captioner, options)]
+    keys = [depends_on([picture], captioner, options)]
     captioner.matching = CALIBRATION
-    keys.append(caption.depends_on([picture], captioner, options))
+    keys.append(depends_on([picture], captioner, options))
     captioner.control = ["<zh>"]
-    keys.append(caption.depends_on([picture], captioner, options))
+    keys.append(depends_on([picture], captioner, options))
     captioner.config = captioner.config | {"transform": {"fit": "crop"}}
-    keys.append(caption.depends_on([picture], captioner, options))
+    keys.append(depends_on([picture], captioner, options))
     options.regions = str(shapes / "regions")
-    keys.append(caption.depends_on([picture], captioner, options))
+    keys.append(depends_on([picture], captioner, options))
     assert len(set(keys)) == 5
     captioner.config = captioner.config | {"provenance": {"seed": 5}}
-    assert caption.depends_on([picture], captioner, options) == keys[-1]
+    assert depends_on([picture], captioner, options) == keys[-1]
 
 
 def test_an_interrupted_call_says_that_it_goes_on(model, shapes, tmp_path, monkeypatch, capsys):

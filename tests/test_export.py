@@ -385,7 +385,7 @@ def test_int8(exported, bundle, tmp_path):
         (["-o", "SRC", "--overwrite"], "is there and is no export: name another folder"),
         (["-o", "new", "--int8", "all"], "--int8 all and --calibrate FOLDER go together"),
         (["-o", "new", "--int8", "decoder", "--format", "torch"], "--int8 decoder: of --format onnx"),
-        (["-o", "new", "--check", "nowhere"], "--check nowhere: no pictures there"),
+        (["-o", "new", "--check", "nowhere"], "nowhere: no such file or folder"),
         (["-o", "new", "EXPORTED"], "an export, which captions by itself"),
     ],
 )

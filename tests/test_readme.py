@@ -194,7 +194,7 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
         bundle = matching_bundle(tmp_path / "matching", ["dog", "in", "the", "snow", "person", "with", "雪"])
         Calibration(1.0, 0.0, 0.5, 100).save(bundle / MATCHING)
         arguments += ["--alert-confidence", "0"]
-    monkeypatch.setattr(caption, "SHIPPED", bundle)
+    monkeypatch.setattr("src.picture_flags.SHIPPED", bundle)
     assert caption.main(arguments) == 0
     if "--alert" in arguments:
         assert len(capsys.readouterr().out.splitlines()) == arguments.count("--alert")
@@ -235,7 +235,7 @@ def test_tags_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys)
     (tmp_path / "data" / "scenes").mkdir(parents=True)
     (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
     (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
-    monkeypatch.setattr(caption, "SHIPPED", bundle)
+    monkeypatch.setattr("src.picture_flags.SHIPPED", bundle)
     assert tags.main([str(bundle) if a.startswith("runs/") else a for a in arguments]) == 0
     written = [Path(a) for a in arguments if a.endswith((".tsv", ".jsonl", ".csv", ".html"))]
     assert all(path.stat().st_size for path in written)
@@ -248,7 +248,7 @@ def test_search_commands(arguments, shapes, tmp_path, monkeypatch, capsys):
     """Each behind the pages' first `src.index`, whose captioner knows their words."""
     monkeypatch.chdir(tmp_path)
     matching_bundle(tmp_path / "bundle", ["dog", "in", "the", "snow", *"雪地里的狗"])
-    monkeypatch.setattr(index, "SHIPPED", tmp_path / "bundle")
+    monkeypatch.setattr("src.picture_flags.SHIPPED", tmp_path / "bundle")
     (tmp_path / "photos").symlink_to(shapes / "images")
     (tmp_path / "photo.jpg").symlink_to(shapes / "images" / "00.png")
     first = commands("src.index")[0]

@@ -1,7 +1,6 @@
 """A report in a real browser, on a phone and on a desk: `CAPTIONER_RUNS=RUN:RUN` adds one of two real captioners."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,19 +13,14 @@ from src.metrics.mistakes import Mistake
 from src.report import write_report
 from src.results import Evaluation, Looks, read_results, write_results
 from src.scoring import Scored
+from tests.browsing import marks, playwright
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 RUNS = [run for run in os.environ.get("CAPTIONER_RUNS", "").split(os.pathsep) if run]
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 VIEWS = {
     "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
     "desk": {"viewport": {"width": 1280, "height": 900}},
 }
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
+pytestmark = marks
 
 
 def made(folder: Path, name: str, shift: float) -> Evaluation:
@@ -95,14 +89,6 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         names = ["first", "a_second_longer"]
     write_report(folder / "report.html", evaluations, pictures=12)
     return folder / "report.html", names
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield found
-        found.close()
 
 
 class Visit:

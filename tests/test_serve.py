@@ -24,12 +24,23 @@ def bundle(tmp_path, vocabulary):
     return tmp_path / "bundle"
 
 
-def test_a_process_serves_and_ends_in_order(bundle):
+def test_a_process_serves_within_its_limits_and_ends_in_order(bundle, tmp_path):
     """What was accepted when SIGTERM comes is answered; what comes after is told so; the exit status is 0."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    limits = ["--max-pixels", "2000000", "--max-bytes", "3000000", "--name", "captions.example", "--open"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "src.serve", "--model", str(bundle), "--port", "0", "--device", "cpu", "--batch", "2"],
+        [sys.executable, "-m", "src.serve", "--model", str(bundle), "--port", "0", "--device", "cpu", "--batch", "2"]
+        + limits,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CAPTIONARY_TOKEN": TOKEN},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CAPTIONARY_TOKEN": TOKEN,
+            "DISPLAY": ":0",
+            "BROWSER": f"{browser} %s",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,6 +52,13 @@ def test_a_process_serves_and_ends_in_order(bundle):
             assert client.get("/", headers={"authorization": ""}).status_code == 200
             assert client.get("/v1/captioner", headers={"authorization": ""}).status_code == 401
             assert client.post("/v1/caption", content=file_of(picture(0))).json()["words"]
+            wait_for((tmp_path / "opened").exists)
+            assert (tmp_path / "opened").read_text() == f"{address}\n"
+            large = client.post("/v1/caption", content=file_of(picture(0, (1500, 1500))))
+            assert large.status_code == 413 and "the limit is 2 million" in large.json()["error"]
+            assert client.post("/v1/caption", content=bytes(3_000_001)).status_code == 413
+            names = ("captions.example", "other.example")
+            assert [client.get("/health", headers={"host": name}).status_code for name in names] == [200, 421]
             files = [("a", (f"{i}.png", file_of(picture(i, (1200, 1000))))) for i in range(30)]
             answers, late = [], []
             asking = threading.Thread(target=lambda: answers.append(client.post("/v1/captions", files=files)))

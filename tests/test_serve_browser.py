@@ -4,7 +4,6 @@ pictures to search."""
 import base64
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,20 +17,15 @@ from src.data.vocabulary import Vocabulary
 from src.figures import FAINT, RAMP
 from src.retrieval import Index
 from src.service.app import PAGE, Settings
+from tests.browsing import marks, playwright
 from tests.service.running import file_of, picture, running, tiny_captioner, wait_for
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-)
 VIEWS = {
     "phone": {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True},
     "desk": {"viewport": {"width": 1280, "height": 800}},
 }
 TOKEN = "0123456789abcdef"
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")]
+pytestmark = marks
 
 
 class Served(NamedTuple):
@@ -64,14 +58,6 @@ def photo() -> tuple[str, bytes]:
     """A photograph that scikit-image brings (CC0)."""
     data = pytest.importorskip("skimage.data", reason="needs scikit-image").camera()
     return "camera.jpg", file_of(Image.fromarray(data), "JPEG", quality=90)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield found
-        found.close()
 
 
 class Visit:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -443,24 +442,16 @@ def test_wrong_calls_are_one_sentence(arguments, sentence, tmp_path, monkeypatch
     assert said.startswith("error: ") and sentence in said and len(said.splitlines()) == 1
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-
-
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_the_plots_are_drawn(tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+def test_the_plots_are_drawn(tmp_path, browser):
     write_page(made(*ALL, parameters=3), tmp_path / "study.html", "runs/studies.db")
     wrong: list[str] = []
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        page = browser.new_page()
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith("file:") else wrong.append(request.url))
-        page.goto((tmp_path / "study.html").as_uri())
-        page.wait_for_selector("#plot3 svg.main-svg")
-        drawn = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg path').length)")
-        browser.close()
+    page = browser.new_page()
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: None if request.url.startswith("file:") else wrong.append(request.url))
+    page.goto((tmp_path / "study.html").as_uri())
+    page.wait_for_selector("#plot3 svg.main-svg")
+    drawn = page.evaluate("[...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('svg path').length)")
+    page.close()
     assert len(drawn) == 4 and min(drawn) > 0 and wrong == []

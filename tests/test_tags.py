@@ -239,7 +239,7 @@ def test_rows_say_what_the_captions_say(call, shapes):
 
 def test_without_a_model_it_is_the_one_that_comes_with_the_code(call, model, shapes, tmp_path, monkeypatch, capsys):
     rows, _ = call("--listed-only")
-    monkeypatch.setattr("src.caption.SHIPPED", model)
+    monkeypatch.setattr("src.picture_flags.SHIPPED", model)
     monkeypatch.chdir(tmp_path)
     assert tags.main([str(shapes / "images"), "--listed-only", "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines() == rows
@@ -391,7 +391,7 @@ def test_an_ensemble_asked_for_a_length(vocabulary, shapes, tmp_path, capsys):
     [
         (["--min-confidence", "30"], "--min-confidence 30: a number from 0 to 1 is wanted"),
         (["--min-confidence", "nan"], "--min-confidence nan: a number from 0 to 1 is wanted"),
-        (["--batch-size", "0"], "--batch-size 0: at least 1 is wanted"),
+        (["--batch-size", "0"], "--batch-size 0: 1 or more"),
         (["--samples", "0"], "generation.captions=0"),
         (["--samples", "5", "--search", "beam"], "--samples 5: of --search sample; of others, --beam N gives"),
         (["--samples", "5", "--beam", "3"], "--samples 5: of --search sample"),

@@ -91,7 +91,7 @@ def load_image(
         raise ImageError(_diagnosis(source, name, error)) from error
 
 
-def pictures_below(folder: Path) -> list[Path]:
+def picture_files(folder: Path) -> list[Path]:
     """The files in a folder, and in those within, whose names end as those of pictures do, sorted."""
     Image.init()
     known = {extension for extension, kind in Image.EXTENSION.items() if kind in Image.OPEN}
