@@ -174,7 +174,8 @@ def fetch(address: str, most: int = MAX_BYTES) -> bytes:
     """
     try:
         request = urllib.request.Request(address, headers={"User-Agent": "captionary"})
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        opener = urllib.request.build_opener()  # by the proxy of now: urlopen's is that of its first call
+        with opener.open(request, timeout=PATIENCE) as answer:
             data = answer.read(most + 1)
     except (OSError, ValueError, HTTPException) as error:
         plain = isinstance(error, HTTPError) or not getattr(error, "reason", None)

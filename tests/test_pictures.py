@@ -142,3 +142,14 @@ def test_a_picture_behind_an_address(address, folder):
         with pytest.raises(ImageError) as raised:
             fetch(bad)
         assert str(raised.value).startswith(f"{bad}: ") and "\n" not in str(raised.value)
+
+
+def test_an_address_is_fetched_by_the_proxy_of_now(address, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ImageError, match="refused"):
+        fetch(f"{address}/a.jpg")
+    monkeypatch.undo()
+    assert load_image(fetch(f"{address}/a.jpg")).size == (4, 3)

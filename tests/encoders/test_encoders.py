@@ -1,3 +1,4 @@
+import urllib.request
 from collections import OrderedDict
 
 import pytest
@@ -165,6 +166,7 @@ def test_pickled_code_in_a_weights_file_does_not_run(tmp_path):
 def test_without_weights_auto_is_loud_and_imagenet_fails(monkeypatch, caplog, tmp_path):
     """torchvision's download sent to a closed port: what a machine without a network sees."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urlopen keeps the proxy of its first call
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     backbone = TorchvisionBackbone("resnet18", weights="auto")
