@@ -29,6 +29,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from src import help
 from src.check import OPTIONAL, check, one_line, unknown
 from src.config import CONF, given_fields, plain
+from src.files import read_in_part
 from src.initial import started
 from src.model import ConfigError
 from src.runs import flat
@@ -51,7 +52,9 @@ def command(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             try:
                 flags = _flags()
                 if flags.help:
-                    return print(help.help_text(name, flags.overrides))
+                    with read_in_part():
+                        print(help.help_text(name, flags.overrides))
+                    return None
                 # Hydra answers these by itself; where the configurations are elsewhere, ours say nothing of them.
                 if not (flags.hydra_help or flags.shell_completion or flags.experimental_rerun or flags.config_path):
                     refuse(name, flags)

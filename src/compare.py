@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.files import write_atomically
+from src.files import read_in_part, write_atomically
 from src.metrics import is_fraction
 from src.metrics.captions import METRICS
 from src.predictions import read_predictions, read_references
@@ -239,21 +239,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for a wrong call."""
     options = parser().parse_args(arguments)
     try:
-        also = USUAL if options.also is None else [name for name in options.also.split(",") if name]
-        wanted = list(dict.fromkeys([*also, options.score]))
-        evaluations = read_all(options.paths, options.split, options.references, wanted)
-        if options.also is None:
-            there = [all(each.scores.get(name) is not None for each in evaluations) for name in wanted]
-            wanted = [name for name, has in zip(wanted, there, strict=True) if has or name == options.score]
-        results = compared(evaluations, wanted, options.draws, options.seed)
-        if options.csv:
-            write_atomically(options.csv, csv_table(*numbers(evaluations, results)))
-            print(f"{len(evaluations)} captioners: {options.csv}")
-            return 0
-        columns, rows = table(evaluations, results, options.score)
-        print((markdown_table if options.markdown else text_table)(columns, rows))
-        if any("*" in str(row[score]) for row in rows for score in wanted):
-            print("\n* differs from the first" + (" (see --help)" if not options.markdown else ""))
+        with read_in_part():
+            also = USUAL if options.also is None else [name for name in options.also.split(",") if name]
+            wanted = list(dict.fromkeys([*also, options.score]))
+            evaluations = read_all(options.paths, options.split, options.references, wanted)
+            if options.also is None:
+                there = [all(each.scores.get(name) is not None for each in evaluations) for name in wanted]
+                wanted = [name for name, has in zip(wanted, there, strict=True) if has or name == options.score]
+            results = compared(evaluations, wanted, options.draws, options.seed)
+            if options.csv:
+                write_atomically(options.csv, csv_table(*numbers(evaluations, results)))
+                print(f"{len(evaluations)} captioners: {options.csv}")
+                return 0
+            columns, rows = table(evaluations, results, options.score)
+            print((markdown_table if options.markdown else text_table)(columns, rows))
+            if any("*" in str(row[score]) for row in rows for score in wanted):
+                print("\n* differs from the first" + (" (see --help)" if not options.markdown else ""))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,10 +1,12 @@
-"""Files that several processes use at once, and disks that are full."""
+"""Files that several processes use at once, disks that are full, and readers that have gone."""
 
 import errno
 import logging
 import os
 import secrets
+import select
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,6 +14,22 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def read_in_part() -> Iterator[None]:
+    """Print, in a `with` block, what its reader need not read to the end (`… | head`): no error, and nothing more is
+    printed by this process."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not poll.poll(0):
+            raise  # another pipe's
+        # What is buffered would be an error again as the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class DiskFull(OSError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from src.bundle import SHIPPED, looks_saved
 from src.captioner import Captioner
 from src.data.features import state_digest
+from src.files import read_in_part
 
 
 def add_model_flag(parser: argparse.ArgumentParser, several: bool = True, needs: str = "") -> None:
@@ -64,7 +65,9 @@ def ended(run: Callable[[argparse.Namespace], int], options: argparse.Namespace,
     """The exit status of a command: what `run` returns, 2 for what its user can mend, in a sentence, and 130 where it
     was interrupted; `goes_on`: the same call then takes up what it has done."""
     try:
-        return run(options)
+        with read_in_part():
+            return run(options)
+        return 0
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

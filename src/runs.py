@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from src.charts import Line, line_chart
 from src.curves import read_curve
-from src.files import DiskFull, write_atomically
+from src.files import DiskFull, read_in_part, write_atomically
 from src.metrics import is_fraction
 
 STATUS = "status.json"
@@ -400,32 +400,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
     options = parser().parse_args(words)
     try:
-        columns, rows = listed(options)
-        if options.curve:
-            if not rows:
-                raise ValueError("no runs to draw: look at them without --curve first")
-            share = is_fraction(options.score)
-            lines = []
-            for i, name in enumerate(str(row["run"]) for row in rows):
-                curve = read_curve(options.root / name, options.score)
-                lines.append(Line(name, [(epoch, (100 if share else 1) * value) for epoch, value in curve], i))
-            label = f"validation {options.score}" + (" × 100" if share else "")
-            write_atomically(options.curve, line_chart(lines, title=f"{label} by epoch", across="epoch", up=label))
-            print(f"{len(rows)} runs: {options.curve}")
-        elif options.csv and options.csv != "-":
-            write_atomically(Path(options.csv), csv_table(columns, rows))
-            print(f"{len(rows)} runs: {options.csv}")
-        elif options.csv:
-            print(csv_table(columns, rows), end="")
-        elif rows:
-            print((markdown_table if options.markdown else text_table)(columns, rows))
-        else:
-            print("no runs" if not options.filter else "no run fulfils " + ", ".join(options.filter))
+        with read_in_part():
+            columns, rows = listed(options)
+            if options.curve:
+                if not rows:
+                    raise ValueError("no runs to draw: look at them without --curve first")
+                share = is_fraction(options.score)
+                lines = []
+                for i, name in enumerate(str(row["run"]) for row in rows):
+                    curve = read_curve(options.root / name, options.score)
+                    lines.append(Line(name, [(epoch, (100 if share else 1) * value) for epoch, value in curve], i))
+                label = f"validation {options.score}" + (" × 100" if share else "")
+                write_atomically(options.curve, line_chart(lines, title=f"{label} by epoch", across="epoch", up=label))
+                print(f"{len(rows)} runs: {options.curve}")
+            elif options.csv and options.csv != "-":
+                write_atomically(Path(options.csv), csv_table(columns, rows))
+                print(f"{len(rows)} runs: {options.csv}")
+            elif options.csv:
+                print(csv_table(columns, rows), end="")
+            elif rows:
+                print((markdown_table if options.markdown else text_table)(columns, rows))
+            else:
+                print("no runs" if not options.filter else "no run fulfils " + ", ".join(options.filter))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from src.files import write_atomically
+from src.files import read_in_part, write_atomically
 from src.runs import Row, cell, sentence, text_table
 from src.trials import open_storage, storage_file, without_password
 
@@ -218,20 +218,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for a wrong call."""
     options = parser().parse_args(arguments)
     try:
-        study = _found(options.storage, options.study)
-        if isinstance(study, list):
-            if options.output:
-                raise ValueError(f"--study NAME is needed: there are {', '.join(study)}")
-            print("\n".join(study))
-        elif options.output:
-            print(write_page(study, options.output, options.storage))
-        else:
-            print(f"{text_table(columns(study), rows(study))}\n\n{summary(study)}")
+        with read_in_part():
+            study = _found(options.storage, options.study)
+            if isinstance(study, list):
+                if options.output:
+                    raise ValueError(f"--study NAME is needed: there are {', '.join(study)}")
+                print("\n".join(study))
+            elif options.output:
+                print(write_page(study, options.output, options.storage))
+            else:
+                print(f"{text_table(columns(study), rows(study))}\n\n{summary(study)}")
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
 
 

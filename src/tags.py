@@ -28,7 +28,7 @@ from src.data.images import ImageError, load_image
 from src.data.regions import ReadRegions, RegionsError
 from src.ensemble import EnsembleCaptioner
 from src.figures import language
-from src.files import encodable, write_atomically
+from src.files import encodable, read_in_part, write_atomically
 from src.metrics.content import ContentWords
 from src.metrics.mistakes import FUNCTION_WORDS
 from src.metrics.named import Form, split_words
@@ -514,6 +514,7 @@ def caption_pictures(
             bar.update(len(batch))
 
 
+@read_in_part()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
     where it was interrupted and can go on."""

@@ -12,7 +12,7 @@ import torch
 
 from src.bundle import load_bundle
 from src.data.vocabulary import Vocabulary
-from src.files import write_atomically
+from src.files import read_in_part, write_atomically
 from src.ranges import at_least
 from src.word_map import FORMATS, places, plane, write_map
 
@@ -131,9 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for a wrong call."""
     options = parser().parse_args(arguments)
     try:
-        run(options)
-    except BrokenPipeError:
-        return 0
+        with read_in_part():
+            run(options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,12 +2,15 @@
 
 import errno
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from src.files import DiskFull, check_names, locked, room_among, whole_folder, write_atomically
+from src.files import DiskFull, check_names, locked, read_in_part, room_among, whole_folder, write_atomically
 
 
 def test_who_waits_says_for_what_and_then_goes_on(tmp_path, caplog):
@@ -75,3 +78,21 @@ def test_names_that_no_line_holds_are_refused(name):
     check_names(["caf\udce9.png", "a b.png"])
     with pytest.raises(ValueError, match=r"a tab or line break in its name.*rename it"):
         check_names(["plain.png", name])
+
+
+def test_what_is_printed_need_not_be_read_to_the_end():
+    """As `… | head -1` does not."""
+    script = "from src.files import read_in_part\nwith read_in_part():\n    for i in range(100_000):\n        print(i)"
+    printing = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert printing.stdout.readline() == b"0\n"
+    printing.stdout.close()
+    assert printing.wait(60) == 0 and printing.stderr.read() == b""
+    printing.stderr.close()
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), read_in_part():
+        os.write(writing, b"to nobody")
+    os.close(writing)
