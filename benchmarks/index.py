@@ -7,6 +7,7 @@ searched in a process of its own. Wants a quiet machine, 4 GB of disk and a quar
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def measure(directory: Path, count: int, queries: int) -> dict[str, Any]:
     return {"recall@10": sum(len(a & b) for a, b in zip(found, best, strict=True)) / (10 * queries), **result}
 
 
+def compact(directory: Path) -> dict[str, float]:
+    """What it costs to write an index as one segment: seconds, and MB that this process held at most, besides what it
+    had to begin with."""
+    before = sum(resident().values())
+    start = time.perf_counter()
+    with Index.open(directory).updating() as update:
+        update.commit(together=True)
+    seconds = time.perf_counter() - start
+    return {
+        "compacting s": seconds,
+        "compacting MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before,
+    }
+
+
 def one(count: int, queries: int, folder: Path) -> dict[str, Any]:
     """All that is said of a size, the index built in this process and searched in others."""
 
@@ -143,10 +158,8 @@ def one(count: int, queries: int, folder: Path) -> dict[str, Any]:
         update.put([row._replace(path=f"/new{row.path}") for row in pictures(0, 1000)], drawn)
     result["1,000 more s"] = time.perf_counter() - start
     index.remove(["/new"])
-    start = time.perf_counter()
-    with index.updating() as update:
-        update.commit(together=True)
-    result["compacting s"] = time.perf_counter() - start
+    call = [sys.executable, "-m", "benchmarks.index", "--compact", str(folder / "index")]
+    result |= json.loads(subprocess.run(call, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return {**result, "compacted": searched()}
 
 
@@ -161,11 +174,13 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "disk, vectors, MB": lambda own: f"{own['disk, vectors MB']:,.0f}",
         "disk, all, MB": lambda own: f"{own['disk, all MB']:,.0f}",
     }
-    head = ["pictures", "segments", "built, pictures/s", "1,000 more, s", *columns]
+    built_columns = ["built, pictures/s", "1,000 more, s", "compacted, s", "by, MB"]
+    head = ["pictures", "segments", *built_columns, *columns]
     rows = [head, ["---"] * len(head)]
     for each in results:
-        built = [f"{each['pictures/s']:,.0f}", f"{each['1,000 more s']:.2f}"]
-        for own, first in ((each, built), (each["compacted"], ["", ""])):
+        built = [f"{each['pictures/s']:,.0f}", f"{each['1,000 more s']:.2f}", "", ""]
+        compacted = ["", "", f"{each['compacting s']:.1f}", f"{each['compacting MB']:,.0f}"]
+        for own, first in ((each, built), (each["compacted"], compacted)):
             own_columns = [cell(own) for cell in columns.values()]
             rows.append([f"{each['pictures']:,}", str(own["segments"]), *first, *own_columns])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -178,12 +193,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--cores", type=int, default=2, help="that all may use (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/index.json"), metavar="FILE", help="(%(default)s)")
+    parser.add_argument("--compact", type=Path, metavar="INDEX", help="one index, and say what it cost, as JSON")
     parser.add_argument("--measure", nargs=3, metavar=("INDEX", "PICTURES", "QUERIES"), help="of one index, as JSON")
     options = parser.parse_args(arguments)
     use_cores(options.cores)
     if options.measure:
         directory, count, queries = options.measure
         print(json.dumps(measure(Path(directory), int(count), int(queries))))
+        return 0
+    if options.compact:
+        print(json.dumps(compact(options.compact)))
         return 0
     about = machine()
     warn_unless_quiet(about)

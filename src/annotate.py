@@ -79,7 +79,8 @@ def read_examples(tags: Path | None, captions: Path | None) -> list[Example]:
     for table in filter(None, (tags, captions)):
         rows, bad = read_rows(table)
         if bad:
-            raise ValueError(f"{table}:{bad[0].line}: {bad[0].reason}")
+            root = "; the root is the table's folder" if "the root" in bad[0].reason else ""
+            raise ValueError(f"{table}:{bad[0].line}: {bad[0].reason}{root}")
         for line, image, text, _ in rows:
             path = Path(table).parent / image
             if not path.is_file():

@@ -1,6 +1,7 @@
 """BM25 over short texts: an inverted index in NumPy arrays, which are read as they lie on disk."""
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,14 +33,18 @@ class Postings(NamedTuple):
         return self.rows[span], self.counts[span]
 
 
-def postings(texts: Sequence[Sequence[str]]) -> Postings:
+def postings(texts: Iterable[Sequence[str]]) -> Postings:
     """The inverted index of texts, each a list of words."""
     terms: dict[str, int] = {}
-    numbers = np.array([terms.setdefault(word, len(terms)) for text in texts for word in text], np.int64)
-    lengths = np.array([len(text) for text in texts], np.uint32)
-    rows = np.repeat(np.arange(len(texts), dtype=np.int64), lengths)
-    pairs, counts = np.unique(numbers * max(len(texts), 1) + rows, return_counts=True)
-    numbers, rows = np.divmod(pairs, max(len(texts), 1))
+    said, lengths_so_far = array("q"), array("I")
+    for text in texts:
+        said.extend(terms.setdefault(word, len(terms)) for word in text)
+        lengths_so_far.append(len(text))
+    lengths = np.array(lengths_so_far, np.uint32)
+    count = max(len(lengths), 1)
+    rows = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    pairs, counts = np.unique(np.array(said, np.int64) * count + rows, return_counts=True)
+    numbers, rows = np.divmod(pairs, count)
     first = np.searchsorted(numbers, np.arange(len(terms) + 1))
     return Postings(terms, first, rows.astype(np.uint32), counts.astype(np.uint16), lengths)
 

@@ -1,6 +1,7 @@
 """Index pictures, so that they can be searched: `python -m src.index photos/ --index photos.index`."""
 
 import argparse
+import fnmatch
 import logging
 import os
 import sys
@@ -10,10 +11,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from src.config import keep_freed_memory
-from src.data.images import picture_files
 from src.files import encodable
 from src.picture_flags import add_computing_flags, add_model_flag, check_computing, ended, one_captioner
-from src.pictures import find_pictures, is_video
+from src.pictures import find_pictures
 from src.retrieval import Index
 from src.segments import MANIFEST
 
@@ -38,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--no-captions", action="store_true", help="several times as fast; the index cannot be searched by words"
     )
-    result.add_argument("--prune", action="store_true", help="take out pictures of the given folders that are gone")
+    result.add_argument(
+        "--prune",
+        action="store_true",
+        help="take out pictures that are gone, of those named, fitting a pattern, or below folders",
+    )
     result.add_argument(
         "--remove", nargs="+", default=[], metavar="PATH", help="take out pictures, or all below folders"
     )
@@ -74,8 +78,7 @@ def run(options: argparse.Namespace) -> int:
     if options.pictures:
         if options.prune and not (options.index / MANIFEST).exists():
             raise ValueError(f"--prune: {options.index} is no index yet: leave --prune out to build it")
-        named = [path for path in options.pictures if not (options.prune and is_empty(Path(path)))]
-        pictures = list(map(Path, find_pictures(named)))
+        pictures = named(options)
         captioner = one_captioner(options)
         index = Index.create(options.index, captioner, [] if options.no_captions else options.language)
         with tqdm(total=len(pictures), unit="img", disable=None) as bar:
@@ -105,16 +108,28 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def is_empty(path: Path) -> bool:
-    """Whether nothing is there, or a folder without pictures."""
-    return not path.exists() or (path.is_dir() and all(map(is_video, picture_files(path))))
+def named(options: argparse.Namespace) -> list[Path]:
+    """The pictures that are named; with --prune, what is gone from where only the index has any is not missed."""
+    found: list[Path | str] = []
+    for given in options.pictures:
+        try:
+            found += find_pictures([given])
+        except ValueError:
+            if not (options.prune and any(covers(given, row.path) for row in Index.open(options.index).rows())):
+                raise
+    return list(map(Path, dict.fromkeys(found)))
+
+
+def covers(given: str, path: str) -> bool:
+    """Whether a file, a folder or a pattern is a picture's path, above it, or fits it."""
+    whole = os.path.abspath(given)
+    return path == whole or path.startswith(os.path.join(whole, "")) or fnmatch.fnmatchcase(path, whole)
 
 
 def gone(index: Index, given: Sequence[str]) -> list[str]:
-    """The pictures of an index below the given folders whose files are there no longer."""
-    below = [os.path.join(os.path.abspath(path), "") for path in given]
+    """The pictures of an index that `given` covers and whose files are there no longer."""
     paths = (row.path for row in index.rows())
-    return [path for path in paths if any(path.startswith(each) for each in below) and not os.path.exists(path)]
+    return [path for path in paths if any(covers(each, path) for each in given) and not os.path.exists(path)]
 
 
 if __name__ == "__main__":

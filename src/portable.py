@@ -351,6 +351,9 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     try:
         return run(folder, options)
+    except BrokenPipeError:  # `… | head`: what is buffered would be an error again as the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

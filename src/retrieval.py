@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,8 @@ from src.segments import (
 
 PROBES = 64
 """Clusters of a large segment's inverted file that a search looks into."""
+AT_ONCE = 16
+"""Pictures that re-ranking looks at together."""
 COMMIT = 1000
 """Pictures after which an update is kept,"""
 SECONDS = 60
@@ -106,7 +108,8 @@ class Index:
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / "lock", f"{directory} is being written"):
             if not (directory / MANIFEST).exists():
-                if any(path.name != "lock" for path in directory.iterdir()):
+                left = {"lock", f"{MANIFEST}.partial"}  # of a process that was killed here
+                if any(path.name not in left for path in directory.iterdir()):
                     raise IndexFault(f"{directory}: no index, and not empty: name another folder for it")
                 model = {"digest": digest, "size": matcher_of(captioner).size}
                 write_manifest(directory, new_manifest(model, wanted))
@@ -204,9 +207,9 @@ class Index:
             text: in a language of its.
             count: how many at most.
             folder: as in `by_vector`.
-            rerank: so many of the first, or `count` where that is more, are looked at again: they rank by the inner
-                product and by how likely the captioner is to say the sentence of them; those whose files are gone come
-                last. 0: none are.
+            rerank: so many of the first are looked at again: they rank by the inner product and by how likely the
+                captioner is to say the sentence of them; all others, and those whose files are gone, count as being as
+                unlikely as the least likely of them. 0: none are.
 
         Raises:
             IndexFault: another captioner.
@@ -216,7 +219,7 @@ class Index:
         _at_least_one(count)
         (vector,) = sentence_vectors(captioner, [text])
         found = self.by_vector(vector, max(count, rerank), folder)
-        return _reranked(captioner, text, found)[:count] if rerank else found
+        return _reranked(captioner, text, found, rerank)[:count] if rerank else found
 
     def by_picture(
         self,
@@ -508,18 +511,18 @@ def _best(found: list[tuple[float, Segment, int]], count: int) -> list[Found]:
     return [Found(segment.path(row), score, segment.captions[row]) for score, segment, row in found[:count]]
 
 
-def _reranked(captioner: Captioner, text: str, found: Sequence[Found]) -> list[Found]:
-    there, gone, opened = [], [], []
-    for each in found:
-        try:
-            opened.append(captioner.open(each.path))
-            there.append(each)
-        except (ImageError, OSError):
-            gone.append(each)
-    if not there:
-        return gone
-    seen = captioner.features(captioner.stacked(opened))
-    likely = log_likelihoods(captioner, seen, [[said(captioner, text)]] * len(there))
-    weight = matcher_of(captioner).likelihood
-    again = [each._replace(score=each.score + weight * float(own[0])) for each, own in zip(there, likely, strict=True)]
-    return sorted(again, key=lambda each: -each.score) + gone
+def _reranked(captioner: Captioner, text: str, found: Sequence[Found], count: int) -> list[Found]:
+    sentence = said(captioner, text)
+    likely: dict[int, float] = {}
+    for start in range(0, min(count, len(found)), AT_ONCE):
+        opened = {}
+        for place in range(start, min(start + AT_ONCE, count, len(found))):
+            with suppress(ImageError, OSError):
+                opened[place] = captioner.open(found[place].path)
+        if opened:
+            seen = captioner.features(captioner.stacked(list(opened.values())))
+            means = log_likelihoods(captioner, seen, [[sentence]] * len(opened))
+            likely |= {place: float(own[0]) for place, own in zip(opened, means, strict=True)}
+    weight, least = matcher_of(captioner).likelihood, min(likely.values(), default=0.0)
+    again = [each._replace(score=each.score + weight * likely.get(place, least)) for place, each in enumerate(found)]
+    return sorted(again, key=lambda each: -each.score)

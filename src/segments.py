@@ -23,6 +23,8 @@ EXACT = 20_000
 """Vectors up to which a segment is searched exactly; larger ones have an inverted file."""
 FEW = 0.05
 """Share of a segment's vectors up to which those that are allowed are looked at one by one."""
+AT_ONCE = 1 << 16
+"""Vectors that are converted at a time."""
 FANOUT = 8
 """So many segments of like size become one."""
 SMALLEST = 500
@@ -178,13 +180,17 @@ class Segment:
             options: dict[str, Any] = {}
             if some < len(self):
                 options["sel"] = faiss().IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-            kind = faiss().SearchParameters
-            if inverted:
-                kind, options["nprobe"] = faiss().SearchParametersIVF, probes
-            parameters = kind(**options) if options else None
-            wanted = min(4 * count + 20 if inverted else count, len(self))
-            _, found = self.index.search(vector[None].astype(np.float32), wanted, params=parameters)
-            rows = found[0][found[0] >= 0]
+            kind = faiss().SearchParametersIVF if inverted else faiss().SearchParameters
+            wanted = min(4 * count + 20 if inverted else count, some)
+            while True:
+                if inverted:
+                    options["nprobe"] = probes
+                parameters = kind(**options) if options else None
+                _, found = self.index.search(vector[None].astype(np.float32), wanted, params=parameters)
+                rows = found[0][found[0] >= 0]
+                if len(rows) >= wanted or not inverted or probes >= self.index.nlist:
+                    break
+                probes *= 4  # those that are allowed may lie in clusters far away
         products = self.vectors[rows].astype(np.float32) @ vector  # the inverted file's are of eight bits
         best = np.argsort(-products, kind="stable")[:count]
         return rows[best], products[best]
@@ -207,25 +213,32 @@ def write_segment(folder: Path, rows: Sequence[Row], vectors: np.ndarray) -> dic
     keys = keys_of(row.path for row in rows)
     order = np.argsort(keys)
     rows = [rows[i] for i in order.tolist()]
-    places = [os.path.split(row.path) for row in rows]
-    folders = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in places))}
-    vectors = np.asarray(vectors, np.float16)[order]
+    names: list[str] = []
+    folders: dict[str, int] = {}
+    folder_of = np.zeros(len(rows), np.int32)
+    for number, row in enumerate(rows):
+        place, name = os.path.split(row.path)
+        folder_of[number] = folders.setdefault(place, len(folders))
+        names.append(name)
     shutil.rmtree(folder, ignore_errors=True)
     with room_for(folder):
         folder.mkdir(parents=True)
-        np.save(folder / "vectors.npy", vectors)
+        sorted_vectors = np.lib.format.open_memmap(folder / "vectors.npy", "w+", np.float16, vectors.shape)
+        for start in range(0, len(order), AT_ONCE):
+            sorted_vectors[start : start + AT_ONCE] = vectors[order[start : start + AT_ONCE]]
+        sorted_vectors.flush()
         np.save(folder / "keys.npy", keys[order])
         np.save(folder / "stats.npy", np.array([(row.size, row.changed) for row in rows], np.int64).reshape(-1, 2))
-        np.save(folder / "folder_of.npy", np.array([folders[place] for place, _ in places], np.int32))
+        np.save(folder / "folder_of.npy", folder_of)
         (folder / "folders.json").write_text(json.dumps(list(folders)), encoding="ascii")
-        Texts.save(folder, "names", [name for _, name in places])
+        Texts.save(folder, "names", names)
         Texts.save(folder, "captions", [row.caption for row in rows])
-        found = postings([words_of(row.caption) for row in rows])
+        found = postings(words_of(row.caption) for row in rows)
         (folder / "terms.json").write_text(json.dumps(list(found.terms)), encoding="ascii")
         for name in Postings._fields[1:]:
             np.save(folder / f"postings_{name}.npy", getattr(found, name))
         if len(rows) > EXACT:
-            _write_inverted(folder / "inverted.faiss", vectors)
+            _write_inverted(folder / "inverted.faiss", sorted_vectors)
         for file in folder.iterdir():
             onto_disk(file)
         onto_disk(folder)
@@ -242,8 +255,8 @@ def _write_inverted(file: Path, vectors: np.ndarray) -> None:
     index.cp.niter, index.cp.max_points_per_centroid = 10, 64
     drawn = np.random.default_rng(0).permutation(count)[: 64 * clusters]
     index.train(vectors[np.sort(drawn)].astype(np.float32))
-    for start in range(0, count, 1 << 16):
-        index.add(vectors[start : start + (1 << 16)].astype(np.float32))
+    for start in range(0, count, AT_ONCE):
+        index.add(vectors[start : start + AT_ONCE].astype(np.float32))
     faiss().write_index(index, str(file))
 
 

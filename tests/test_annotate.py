@@ -82,6 +82,7 @@ def test_examples_are_read_from_both_tables(photos):
     for text, sentence in (
         ("photos/00.png", "bad.tsv:1"),
         ("photos/nowhere.png\tred", "bad.tsv:1: "),
+        ("../00.png\tred", "bad.tsv:1: .* leaves the root: .*; the root is the table's folder"),
         ("", "no rows"),
     ):
         (photos / "bad.tsv").write_text(text)

@@ -309,6 +309,11 @@ def test_names_that_are_no_text_and_interruptions(exported, photo, tmp_path, cap
     shutil.copy(photo, tmp_path / "a\nb.png")
     assert portable.main(exported, [str(tmp_path / "a\nb.png")]) == 2
     assert "a tab or line break in its name" in capsys.readouterr().err
+    call = [sys.executable, exported / "caption.py", *[photo] * 5, "--batch-size", "1"]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as printing:
+        printing.stdout.readline()
+        printing.stdout.close()  # as `… | head -1` does
+        assert (printing.wait(60), printing.stderr.read()) == (0, b"")
 
     def stops(*_):
         raise KeyboardInterrupt

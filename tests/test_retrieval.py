@@ -120,8 +120,9 @@ def test_by_sentence_by_picture_by_words_it_is_what_brute_force_finds(captioner,
     assert {each.path for each in index.by_words(f"{word} zebra", 24)} == holding
 
 
-def test_likelihood_ranks_the_first_again(captioner, pictures, tmp_path):
-    """The mean log-probability is that of the words one by one, and what is gone keeps its place, last."""
+def test_likelihood_ranks_the_first_again(captioner, pictures, tmp_path, monkeypatch):
+    """The mean log-probability is that of the words one by one; what is not looked at, or gone, counts as the least
+    likely."""
     index = built(captioner, pictures, tmp_path / "index", languages=[])
     first = index.by_sentence(captioner, "a red square", 6)
     again = index.by_sentence(captioner, "a red square", 6, rerank=6)
@@ -140,9 +141,19 @@ def test_likelihood_ranks_the_first_again(captioner, pictures, tmp_path):
         assert ragged[0][0] == pytest.approx(-float(nats), rel=1e-2)  # bf16 where the hardware has it
     assert {each.path: each.score for each in again} == pytest.approx(expected, abs=5e-3)
     assert [each.score for each in again] == sorted((each.score for each in again), reverse=True)
+    monkeypatch.setattr(retrieval, "AT_ONCE", 2)
+    some = index.by_sentence(captioner, "a red square", 6, rerank=3)
+    added = {each.path: expected[each.path] - each.score for each in first}
+    least = min(added[each.path] for each in first[:3])
+    wanted = {each.path: expected[each.path] if n < 3 else each.score + least for n, each in enumerate(first)}
+    assert {each.path: each.score for each in some} == pytest.approx(wanted, abs=5e-3)
+    assert [each.path for each in some[3:]] == [each.path for each in first[3:]]
     os.remove(first[0].path)
-    left = index.by_sentence(captioner, "a red square", 6, rerank=6)
-    assert left[-1] == first[0]
+    left = {each.path: each.score for each in index.by_sentence(captioner, "a red square", 6, rerank=6)}
+    assert left[first[0].path] == pytest.approx(first[0].score + min(added[each.path] for each in first[1:]), abs=5e-3)
+    for each in first:
+        Path(each.path).unlink(missing_ok=True)
+    assert index.by_sentence(captioner, "a red square", 6, rerank=6) == first
 
 
 def test_many_sentences_are_scored_as_few(captioner, pictures, monkeypatch):
@@ -199,6 +210,25 @@ def test_large_segments_have_an_inverted_file_and_find_nearly_all(tmp_path, capt
     few = [rows[i].path for i in range(100) if i not in gone]
     index.remove([row.path for row in rows if row.path not in few])
     assert {each.path for each in index.by_vector(queries[0], 200)} == set(few)
+
+
+def test_a_folder_of_one_theme_is_found_in_by_a_sentence_of_another(tmp_path, captioner, monkeypatch):
+    """Its pictures lie in clusters far from the query, into which a search without a folder never looks."""
+    monkeypatch.setattr(segments, "EXACT", 1000)
+    index = Index.create(tmp_path / "index", captioner)
+    centres = drawn(60, seed=2)
+    theme = np.random.default_rng(3).integers(len(centres), size=4000)
+    vectors = centres[theme] + 0.02 * drawn(4000)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    beach = np.isin(theme, np.argsort(centres @ centres[0])[:6])
+    rows = [Row(f"/{'beach' if here else 'rest'}/{n}.jpg", 1, 1) for n, here in enumerate(beach)]
+    with index.updating() as update:
+        update.put(rows, vectors)
+    assert 0.05 < beach.mean() < 0.2
+    products = np.sort(vectors[beach] @ centres[0])[::-1]
+    found = index.by_vector(centres[0], 10, "/beach", probes=4)
+    np.testing.assert_allclose([each.score for each in found], products[:10], atol=2e-3)
+    assert len(index.by_vector(centres[0], 4000, "/beach", probes=4)) == beach.sum()
 
 
 # ---------------------------------------------------------------- what is written
@@ -367,6 +397,10 @@ def test_what_cannot_be_is_said_in_a_sentence(bundles, captioner, pictures, tmp_
     with pytest.raises(IndexFault, match="no index, and not empty"):
         Index.create(pictures, captioner)
     assert not (pictures / "manifest.json").exists()
+    (tmp_path / "killed").mkdir()
+    for left in ("lock", "manifest.json.partial"):
+        (tmp_path / "killed" / left).touch()
+    assert len(Index.create(tmp_path / "killed", captioner)) == 0
     silent = built(captioner, pictures, tmp_path / "silent", languages=[])
     with pytest.raises(IndexFault, match="no words to search in"):
         silent.by_words("a")
@@ -489,6 +523,19 @@ def test_emptied_folders_odd_names_and_words_that_are_not_known(bundles, picture
     for path in folder.iterdir():
         path.unlink()
     assert "3 removed; it holds 0" in call(index_command, str(folder), "--prune", *model).out
+
+    for name in ("one.png", "two.png", "three.png"):
+        shutil.copy(files(pictures)[0], folder / name)
+    pattern = [str(folder / "*.png"), "--prune", *model]
+    assert "3 pictures indexed, 0 unchanged, 0 removed" in call(index_command, *pattern).out
+    (folder / "one.png").unlink()
+    assert "0 pictures indexed, 2 unchanged, 1 removed" in call(index_command, *pattern).out
+    (folder / "two.png").unlink()
+    assert "1 removed; it holds 1" in call(index_command, str(folder / "two.png"), "--prune", *model).out
+    (folder / "three.png").unlink()
+    said = call(index_command, str(folder / "typo"), "--prune", *model, status=2)
+    assert "typo: no such file or folder" in said.err
+    assert "1 removed; it holds 0" in call(index_command, *pattern).out
 
     def stops(*_):
         raise KeyboardInterrupt
