@@ -4,7 +4,9 @@ pictures to search."""
 import base64
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from src.captioner import Captioner
 from src.data.vocabulary import Vocabulary
 from src.figures import FAINT, RAMP
 from src.retrieval import Index
-from src.service.app import PAGE, Settings
+from src.service.app import PAGE, Service, Settings
 from tests.browsing import marks, playwright
 from tests.service.running import file_of, picture, running, tiny_captioner, wait_for
 
@@ -31,26 +33,28 @@ pytestmark = marks
 class Served(NamedTuple):
     captioner: Captioner
     address: str
+    service: Service
 
 
 @pytest.fixture(scope="module")
 def shipped() -> Iterator[Served]:
     captioner = Captioner.load(SHIPPED, device_name="cpu")
-    with running(captioner, Settings()) as (address, _):
-        yield Served(captioner, address)
+    with running(captioner, Settings()) as (address, service):
+        yield Served(captioner, address, service)
 
 
 @pytest.fixture(scope="module")
 def tiny(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One that knows lengths, of which pictures are indexed, behind a token."""
     folder = tmp_path_factory.mktemp("tiny")
-    words = ["a", "red", "green", "blue", "square", "circle", "on", "grey"]
+    pictures = shutil.copytree(shapes / "images", folder / "pictures")
+    words = ["a", "red", "green", "blue", "square", "circle", "on", "灰色"]
     vocabulary = Vocabulary.build([[w] * (len(words) - i) for i, w in enumerate(words)], min_count=1)
     captioner = tiny_captioner(folder / "bundle", vocabulary)
     index = Index.create(folder / "index", captioner, ["en", "zh"])
-    index.add(captioner, sorted((shapes / "images").glob("*.png")))
-    with running(captioner, Settings(token=TOKEN), index) as (address, _):
-        yield Served(captioner, address)
+    index.add(captioner, sorted(pictures.glob("*.png")))
+    with running(captioner, Settings(token=TOKEN), index) as (address, service):
+        yield Served(captioner, address, service)
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +126,10 @@ def until(page: "playwright.Page", what: str, given: object = None) -> None:
     wait_for(lambda: page.evaluate(what, given), 30)
 
 
+def until_says(page: "playwright.Page", place: str, text: str) -> None:
+    until(page, "([place, text]) => document.querySelector(place).textContent.includes(text)", [place, text])
+
+
 def caption_of(page: "playwright.Page") -> str:
     """What the page shows, once it does."""
     page.locator(".word").first.wait_for()
@@ -163,7 +171,7 @@ def test_a_photograph_is_captioned_and_words_show_where_they_looked(visit, shipp
     bring(page, how, photo)
     wanted = own(shipped, photo[1], "en", 4)
     assert caption_of(page) == wanted.text
-    assert page.locator("#status").inner_text() == f"Caption: {wanted.text}"
+    until_says(page, "#status", f"Caption: {wanted.text}")
     assert page.locator("#picture").get_attribute("alt") == wanted.text
     assert f"{100 * wanted.confidence:.0f} %" in page.locator("#confidence").inner_text()
     words = page.locator(".word")
@@ -262,6 +270,7 @@ def test_chinese_captions_and_a_chinese_interface_that_is_remembered(visit, ship
     assert page.get_by_role("tab", name="描述").is_visible() and "概率" in page.locator("#confidence").inner_text()
     page.get_by_label("语言").select_option("en")
     until(page, "text => document.querySelector('#words').textContent === text", english)
+    until_says(page, "#status", f"描述：{english}")  # it is known already
     page.reload()
     page.get_by_role("button", name="English").wait_for()
     assert page.locator("html").get_attribute("lang") == "zh"
@@ -301,15 +310,42 @@ def test_what_cannot_be_captioned_is_said(visit, shipped, photo):
     visit.expected += "|status of 4"
     page = visit.open(shipped)
     bring(page, "drop", ("notes.txt", b"hello"), kind="text/plain")
-    assert page.get_by_role("alert").inner_text() == "That is not a picture."
+    until_says(page, "#problem", "That is not a picture.")
+    page.get_by_role("button", name="中文").click()
+    assert page.get_by_role("alert").inner_text() == "这不是图片。"
+    page.get_by_role("button", name="English").click()
     bring(page, "drop", ("broken.jpg", photo[1][:3000]))
-    until(page, "document.querySelector('#problem').textContent.includes('damaged or truncated')")
+    until_says(page, "#problem", "damaged or truncated")
     assert page.locator("#result").is_hidden()
     page.get_by_role("button", name="中文").click()
     assert "图片损坏" in page.get_by_role("alert").inner_text()
     bring(page, "drop", photo)
     caption_of(page)
-    assert page.get_by_role("alert").count() == 0
+    assert page.get_by_role("alert").inner_text() == ""
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_captions_are_said_aloud_each_time(visit, tiny, photo):
+    visit.expected += "|status of 401"
+    page = visit.open(tiny)
+    let_in(page)
+    regions = page.locator("#status, #problem")
+    assert regions.evaluate_all("all => all.map(each => each.checkVisibility())") == [True, True], "before they speak"
+    page.evaluate(
+        """() => {
+            const status = document.querySelector("#status");
+            window.said = [];
+            new MutationObserver(() => said.push(status.textContent)).observe(status, { childList: true });
+        }"""
+    )
+    for count in (1, 2):
+        bring(page, "drop", photo)
+        caption = f"Caption: {caption_of(page)}"
+        until(page, "([all, text]) => said.filter(each => each === text).length === all", [count, caption])
+    page.locator("#strip button").nth(1).click()
+    until(page, "text => said.filter(each => each === text).length === 3", caption)
+    told = [text for text, _ in groupby(page.evaluate("said"))]
+    assert told == [*2 * ("Captioning …", "", caption), "", caption]
 
 
 def test_a_format_that_only_the_browser_reads_is_converted(visit, shipped):
@@ -350,18 +386,70 @@ def test_search_by_sentence_by_words_and_by_picture(visit, tiny, shapes):
     until(page, "before => document.querySelector('#grid')?.innerText !== before", "\n".join(index_says))
     box.fill("?!")
     page.get_by_role("button", name="Search", exact=True).click()
-    page.get_by_role("alert").wait_for()
-    assert "no words" in page.get_by_role("alert").inner_text()
+    until_says(page, "#search-problem", "no words")
     bring(page, "paste", ("03.png", (shapes / "images" / "03.png").read_bytes()), kind="image/png")
     until(page, "document.querySelector('#grid small')?.textContent.startsWith('03.png · 1.00')")
-    assert page.get_by_role("alert").count() == 0 and narrow(page)
+    assert page.get_by_role("alert").inner_text() == "" and narrow(page)
     similar = page.get_by_role("button", name=re.compile("^Pictures similar to 0[0-9].png")).first
     similar.focus()
     page.keyboard.press("Enter")
-    until(page, "document.querySelector('#found').textContent.includes('like yours')")
-    grid.first.locator(".look").focus()
+    until(page, "document.activeElement === document.querySelector('#grid .look')")  # what had the focus is gone
+    assert grid.count() == 24 and "like yours" in page.locator("#found").inner_text()
     page.keyboard.press("Enter")
     assert caption_of(page) and page.locator("#caption").is_visible()
+    assert page.evaluate("document.activeElement.id") == "tab-caption"
+
+
+@pytest.mark.parametrize("visit", ["phone"], indirect=True)
+def test_results_whose_files_are_gone_in_both_languages(visit, tiny):
+    visit.expected += "|status of 40[14]"
+    page = visit.open(tiny)
+    let_in(page)
+    found = page.request.get(
+        f"{tiny.address}/v1/search?q=a+red+square", headers={"authorization": f"Bearer {TOKEN}"}
+    ).json()["results"]
+    missed: list[str] = []
+    page.on("response", lambda response: missed.append(response.url) if response.status == 404 else None)
+    gone, back = (Path(tiny.service.shown.paths[each["id"]]) for each in found[-2:])  # far below the search
+    moved = [file.rename(file.with_suffix(".gone")) for file in (gone, back)]
+    try:
+        page.get_by_role("tab", name="Search").click()
+        page.get_by_label("Describe the pictures to find").fill("a red square")
+        page.keyboard.press("Enter")
+        wait_for(lambda: page.evaluate("0") or len(missed) == 2)
+        moved.pop().rename(back)
+        lost, seen = (page.locator("#grid li", has_text=file.name) for file in (gone, back))
+        look, similar = lost.locator(".look"), lost.locator("div button")
+        problem = page.locator("#search-problem")
+        look.press("Enter")
+        until_says(page, "#search-problem", "cannot be read any more")
+        assert page.locator("#search").is_visible() and look.evaluate("look => look === document.activeElement")
+        assert 0 <= problem.bounding_box()["y"] < 700, "it is where the user is"
+        assert page.locator("#found").inner_text() == "24 pictures"
+
+        page.get_by_role("button", name="中文").click()
+        assert "文件已经读不了" in problem.inner_text() and page.locator("#found").inner_text() == "24 张图片"
+        assert similar.inner_text() == "相似" and similar.get_attribute("aria-label") == f"与 {gone.name} 相似的图片"
+        assert look.get_attribute("aria-description") == "描述它"
+        problem.evaluate("problem => problem.replaceChildren()")
+        similar.press("Enter")
+        until_says(page, "#search-problem", "文件已经读不了")
+
+        wait_for(lambda: seen.locator("img").evaluate("image => image.naturalWidth"))  # it was tried again
+        said = f"{gone.name}：无法显示"
+        wait_for(lambda: look.locator("img").evaluate("image => [image.alt, image.lang]") == [said, "zh"])
+        languages = set()
+        for each in found:
+            item, lines = page.locator("#grid li", has_text=each["name"]), each["caption"].split("\n")
+            spoken = item.locator("p span").evaluate_all("all => all.map(each => [each.textContent, each.lang])")
+            assert spoken == [[line, "zh" if "灰" in line else "en"] for line in lines]
+            languages |= {language for _, language in spoken}
+            if each["name"] != gone.name:
+                assert item.locator("img").evaluate("image => [image.alt, image.lang]") == spoken[0]
+        assert languages == {"en", "zh"}
+    finally:
+        for file in moved:
+            file.rename(file.with_suffix(".png"))
 
 
 def test_lengths_are_chosen_where_the_captioner_knows_some(visit, tiny, photo):
@@ -447,7 +535,7 @@ def test_contrast_names_and_motion(visit, tiny, photo, scheme):
     page.locator(".word").first.focus()
     check()
     bring(page, "drop", ("broken.jpg", photo[1][:3000]))
-    until(page, "document.querySelector('#problem').textContent.includes('damaged')")
+    until_says(page, "#problem", "damaged")
     check()
     page.get_by_role("tab", name="Search").click()
     page.get_by_label("Describe the pictures to find").fill("a red square")
@@ -461,3 +549,11 @@ def test_attention_is_drawn_as_figures_draw_it():
     script = (PAGE / "app.js").read_text(encoding="utf-8")
     assert json.loads(re.search(r"const ramp = (\[\[.*?\]\]);", script)[1]) == [list(colour) for colour in RAMP]
     assert int(re.search(r"const faint = (\d+);", script)[1]) == FAINT
+
+
+def test_every_refusal_has_a_chinese_sentence():
+    script = (PAGE / "app.js").read_text(encoding="utf-8")
+    said = set(re.findall(r"(\d{3}): \"", re.search(r"const inChinese = {(.*?)};", script, re.DOTALL)[1]))
+    service = "".join(file.read_text(encoding="utf-8") for file in PAGE.parent.glob("*.py"))
+    refused = set(re.findall(r"Refused\(\s*(\d{3}),", service))
+    assert len(refused) > 8 and refused - {"401"} <= said, "that one has a dialog"

@@ -14,6 +14,22 @@
   const number = value => value.toFixed(2).replace("-", "−");
   let about = null; // what /v1/captioner says
 
+  // ---- what the page says; live regions are emptied, never hidden: screen readers must know them before they speak
+
+  const nothing = () => "";
+  const told = {}; // by place, a function, as the interface's language may change
+  function tell(id, text = nothing) {
+    told[id] = text;
+    $(id).replaceChildren(...[text()].flat());
+  }
+  function aloud(id, text) { // also what it says already
+    const empty = () => "";
+    tell(id, empty);
+    setTimeout(() => { if (told[id] === empty) tell(id, text); }, 100);
+  }
+  const described = (text, otherwise) => // a picture, by its caption
+    text ? { alt: text, lang: languageOf(text) } : { alt: otherwise, lang: say("en", "zh") };
+
   // ---- asking the service
 
   let token = sessionStorage.getItem("token") ?? "", tokenAsked = null;
@@ -32,9 +48,11 @@
   });
 
   const inChinese = {
-    400: "图片损坏或不完整：请重新保存或下载", 408: "图片没有及时传完：请再发一次", 413: "图片太大：请先缩小",
-    415: "这不是这里能读的图片格式", 429: "排队的图片太多：请过一会儿再试", 503: "服务即将停止：请稍后再试",
-    504: "没有及时得到结果：请稍后再试", 422: "模型不认识这些词，或者做不到：请换个说法",
+    400: "图片损坏或不完整：请重新保存或下载", 403: "其他网站的网页不能使用这项服务：请直接打开它的网址",
+    404: "找不到它，或者文件已经读不了：请重新搜索", 408: "图片没有及时传完：请再发一次", 413: "图片太大：请先缩小",
+    415: "这不是这里能读的图片格式", 421: "这个网址不是服务的名称：请用 127.0.0.1 打开，或用 --name 启动服务",
+    422: "模型不认识这些词，或者做不到：请换个说法", 429: "排队的图片太多：请过一会儿再试",
+    500: "服务出错了：原因在它的日志里", 503: "服务暂时不能回答：请稍后再试", 504: "没有及时得到结果：请稍后再试",
   };
   class Problem extends Error {
     constructor(status, reason) {
@@ -46,6 +64,7 @@
       return say(this.message, inChinese[this.status] ?? this.message);
     }
   }
+  const textOf = problem => () => problem.text ?? String(problem);
   const pause = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
 
   async function ask(path, options = {}) { // the answer, or a Problem; waits where too much is asked at once
@@ -153,7 +172,7 @@
 
   function take(files) { // captions one after the other, the first of them shown
     const pictures = [...files].filter(file => file.type.startsWith("image/") || !file.type);
-    if (!pictures.length) return tell("problem", say("That is not a picture.", "这不是图片。"));
+    if (!pictures.length) return aloud("problem", () => say("That is not a picture.", "这不是图片。"));
     for (const file of pictures.reverse()) entries.unshift({ file, url: URL.createObjectURL(file), answers: {}, problems: {} });
     for (const old of entries.splice(MOST)) URL.revokeObjectURL(old.url);
     show(entries[0]);
@@ -179,28 +198,24 @@
     work();
   }
 
-  const tell = (id, text) => {
-    $(id).textContent = text;
-    $(id).hidden = !text;
-  };
-
-  function show(entry, aloud = false) {
+  function show(entry, chosenNow = false) {
     if (entry !== shown) chosen = 0;
     shown = entry;
     if ($("picture").src !== entry.url) $("picture").src = entry.url;
     $("photo").hidden = false;
     $("empty").hidden = true;
     const answer = entry.answers[key()], problem = entry.problems[key()];
-    tell("problem", problem ? problem.text : "");
+    tell("problem", problem && textOf(problem));
     $("busy").hidden = Boolean(answer || problem);
     $("result").hidden = !answer;
     look(-1);
+    const unnamed = say("The chosen picture", "选中的图片");
     if (answer) {
       const every = [answer, ...answer.alternatives];
       chosen = Math.min(chosen, every.length - 1);
       words(every[chosen]);
-      const sure = every[chosen].confidence;
-      tell("confidence", sure === null ? "" : say(
+      const { text: said, confidence: sure } = every[chosen];
+      tell("confidence", () => sure === null ? "" : say(
         `Probability that it is a good caption: ${(100 * sure).toFixed(0)} %`, `是好描述的概率：${(100 * sure).toFixed(0)}%`));
       $("others").hidden = every.length < 2;
       const focused = document.activeElement?.dataset?.choice;
@@ -213,16 +228,17 @@
         return make("li", {}, button);
       }));
       if (focused !== undefined) all("[data-choice]")[focused]?.focus();
-      if (aloud) tell("status", say(`Caption: ${every[chosen].text}`, `描述：${every[chosen].text}`));
-      $("picture").alt = every[chosen].text;
+      Object.assign($("picture"), described(said, unnamed));
+      if (chosenNow) aloud("status", () => [say("Caption: ", "描述："), make("span", { textContent: said, lang: languageOf(said) })]);
     } else {
-      $("picture").alt = say("The chosen picture", "选中的图片");
+      Object.assign($("picture"), described("", unnamed));
+      tell("status", problem ? nothing : () => say("Captioning …", "正在描述……"));
     }
     $("history").hidden = entries.length < 2;
     const at = entries.indexOf(document.activeElement?.entry);
     $("strip").replaceChildren(...entries.map((each, i) => {
       const button = make("button", { type: "button", entry: each, onclick: () => { show(each, true); work(); } });
-      button.append(make("img", { src: each.url, alt: each.answers[key()]?.text ?? say(`Picture ${i + 1}`, `图片 ${i + 1}`) }));
+      button.append(make("img", { src: each.url, ...described(each.answers[key()]?.text, say(`Picture ${i + 1}`, `图片 ${i + 1}`)) }));
       if (each === entry) button.setAttribute("aria-current", "true");
       return make("li", {}, button);
     }));
@@ -271,48 +287,74 @@
   for (const id of ["language", "length"]) {
     $(id).addEventListener("change", () => {
       keep(id, $(id).value);
-      if (shown) { chosen = 0; show(shown); work(); }
+      if (shown) { chosen = 0; show(shown, true); work(); }
     });
   }
 
   // ---- search
 
-  let asked = 0;
+  let asked = 0, results = [];
   async function search(request, words) {
     const own = ++asked;
-    tell("search-problem", "");
-    tell("found", say("Searching …", "正在搜索……"));
+    tell("search-problem");
+    tell("found", () => say("Searching …", "正在搜索……"));
     try {
-      const { results } = await request();
+      const answer = await request();
       if (own !== asked) return; // a later one is there
-      found(results, words);
+      found(answer.results, words);
     } catch (problem) {
       if (own !== asked) return;
-      tell("found", "");
-      tell("search-problem", problem instanceof Problem ? problem.text : String(problem));
+      tell("found");
+      failed(problem);
     }
+  }
+  function failed(problem) {
+    tell("search-problem", textOf(problem));
+    $("search-problem").scrollIntoView({ block: "nearest" }); // who chose a result may be far below
   }
   const many = count => say(count === 1 ? "1 picture" : `${count} pictures`, `${count} 张图片`);
   const like = count => say(`${many(count)} like yours`, `${count} 张相似的图片`);
   const bySentence = async text => (await ask(`/v1/search?${new URLSearchParams({ q: text, by: $("by").value })}`)).json();
-  const byPicture = file => search(() => send("/v1/search", {}, file), like);
+  const byPicture = file => search(async () => send("/v1/search", {}, await file), like);
 
-  function found(results, words) {
-    all("#grid img").forEach(image => URL.revokeObjectURL(image.src));
-    tell("found", results.length ? words(results.length) : say("Nothing was found.", "什么也没有找到。"));
+  async function thumbnail(id) { // its address within this page
+    const load = async () => URL.createObjectURL(await (await ask(`/v1/pictures/${id}`)).blob());
+    return load().catch(() => pause(2).then(load)); // the service may be busy
+  }
+  async function whole(result) {
+    const blob = await (await ask(`/v1/pictures/${result.id}?side=1024`)).blob();
+    return new File([blob], result.name, { type: "image/jpeg" });
+  }
+  async function captionIt(result) {
+    tell("search-problem");
+    try {
+      const file = await whole(result);
+      open("caption");
+      $("tab-caption").focus();
+      take([file]);
+    } catch (problem) {
+      failed(problem);
+    }
+  }
+
+  function found(others, words) {
+    const within = $("grid").contains(document.activeElement);
+    for (const { picture } of results) picture.then(URL.revokeObjectURL, nothing);
+    results = others.map(each => ({ ...each, picture: thumbnail(each.id) }));
+    tell("found", () => results.length ? words(results.length) : say("Nothing was found.", "什么也没有找到。"));
+    showResults();
+    if (within) ($("grid").querySelector("button") ?? $("query")).focus(); // what had it is gone
+  }
+  function showResults() {
     $("grid").replaceChildren(...results.map(each => {
-      const image = make("img", { alt: each.caption.split("\n")[0] || each.name });
-      ask(`/v1/pictures/${each.id}`).then(answer => answer.blob()).then(blob => { image.src = URL.createObjectURL(blob); })
-        .catch(() => { image.alt = say(`${each.name}: its file cannot be read`, `${each.name}：文件读不了`); });
-      const whole = async () => {
-        const blob = await (await ask(`/v1/pictures/${each.id}?side=1024`)).blob();
-        return new File([blob], each.name, { type: "image/jpeg" });
-      };
-      const look = make("button", { type: "button", className: "look", onclick: async () => { open("caption"); take([await whole()]); } }, image);
+      const lines = each.caption.split("\n"), image = make("img", described(lines[0], each.name));
+      each.picture.then(url => { image.src = url; })
+        .catch(() => Object.assign(image, described("", say(`${each.name}: cannot be shown`, `${each.name}：无法显示`))));
+      const look = make("button", { type: "button", className: "look", onclick: () => captionIt(each) }, image);
       look.setAttribute("aria-description", say("caption it", "描述它"));
-      const like = make("button", { type: "button", textContent: say("Similar", "相似"), onclick: async () => byPicture(await whole()) });
+      const like = make("button", { type: "button", textContent: say("Similar", "相似"), onclick: () => byPicture(whole(each)) });
       like.setAttribute("aria-label", say(`Pictures similar to ${each.name}`, `与 ${each.name} 相似的图片`));
-      const text = make("p", { textContent: each.caption, lang: languageOf(each.caption) });
+      const text = make("p", {}, ...lines.map(line => make("span", { textContent: line, lang: languageOf(line) })));
       return make("li", {}, look, text, make("div", {}, make("small", { textContent: `${each.name} · ${number(each.score)}` }), like));
     }));
   }
@@ -399,12 +441,13 @@
     attributes.forEach(([each, name, pair]) => each.setAttribute(name, pair[chinese]));
     Object.assign($("interface"), { textContent: say("中文", "English"), lang: say("zh", "en") });
     document.title = say("Captionary: captions of pictures", "Captionary：给图片写描述");
+    for (const id in told) tell(id, told[id]);
+    showResults();
     if (!about) return;
     choices();
-    const none = say(
+    tell("no-index", () => about.index ? "" : say(
       "Nothing can be searched here yet: index a folder of pictures, and start the service with --index.",
-      "这里还没有可以搜索的图片：请先为一个图片文件夹建立索引，再用 --index 启动服务。");
-    tell("no-index", about.index ? "" : none);
+      "这里还没有可以搜索的图片：请先为一个图片文件夹建立索引，再用 --index 启动服务。"));
     $("searching").hidden = !about.index;
     if (shown) show(shown);
   }
@@ -419,5 +462,5 @@
     about = found;
     speak();
     work();
-  }).catch(problem => tell("problem", problem.text ?? String(problem)));
+  }).catch(problem => tell("problem", textOf(problem)));
 })();
