@@ -348,6 +348,22 @@ def test_captions_are_said_aloud_each_time(visit, tiny, photo):
     assert told == [*2 * ("Captioning …", "", caption), "", caption]
 
 
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_picture_that_failed_is_tried_again_when_it_is_chosen_again(visit, tiny, photo):
+    visit.expected += "|status of (401|503)"
+    page = visit.open(tiny)
+    let_in(page)
+    tiny.service.stopping = True
+    try:
+        bring(page, "drop", photo, ("2.jpg", file_of(picture(1), "JPEG")))
+        until_says(page, "#problem", "about to stop")
+    finally:
+        tiny.service.stopping = False
+    page.locator("#strip button").first.click()
+    assert caption_of(page) == own(tiny, photo[1], "en").text
+    assert page.get_by_role("alert").inner_text() == ""
+
+
 def test_a_format_that_only_the_browser_reads_is_converted(visit, shipped):
     visit.expected += "|status of 415"
     page = visit.open(shipped)

@@ -237,7 +237,7 @@
     $("history").hidden = entries.length < 2;
     const at = entries.indexOf(document.activeElement?.entry);
     $("strip").replaceChildren(...entries.map((each, i) => {
-      const button = make("button", { type: "button", entry: each, onclick: () => { show(each, true); work(); } });
+      const button = make("button", { type: "button", entry: each, onclick: () => { each.problems = {}; show(each, true); work(); } });
       button.append(make("img", { src: each.url, ...described(each.answers[key()]?.text, say(`Picture ${i + 1}`, `图片 ${i + 1}`)) }));
       if (each === entry) button.setAttribute("aria-current", "true");
       return make("li", {}, button);
