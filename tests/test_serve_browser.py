@@ -487,15 +487,23 @@ def test_a_token_is_asked_for_until_it_is_right(visit, tiny):
     dialog = page.get_by_role("dialog", name="A token is needed")
     assert dialog.is_visible()
     page.keyboard.press("Escape")
-    page.get_by_label("Token", exact=True).fill("wrong")
-    with page.expect_response(lambda response: response.status == 401):
+    assert dialog.get_by_role("alert").inner_text() == ""
+    for wrong in ("密码", "wrong"):  # the first cannot even be sent
+        page.get_by_label("Token", exact=True).fill(wrong)
         page.keyboard.press("Enter")
-    dialog.wait_for()
+        until_says(page, "#token-problem", "Wrong token")
+        assert dialog.is_visible() and page.evaluate("sessionStorage.getItem('token')") is None
+        page.reload()
+        dialog.wait_for()
     let_in(page)
     assert dialog.is_hidden()
     page.reload()
     until(page, "document.querySelector('#language').options.length")
     assert page.get_by_role("dialog").count() == 0, "this tab remembers it"
+    chinese = visit.open(tiny, locale="zh-CN")
+    chinese.get_by_label("口令", exact=True).fill("wrong")
+    chinese.keyboard.press("Enter")
+    until_says(chinese, "#token-problem", "口令不对")
 
 
 CONTRASTS = """() => {

@@ -33,18 +33,28 @@
   // ---- asking the service
 
   let token = sessionStorage.getItem("token") ?? "", tokenAsked = null;
+  function judgeToken(wrong) {
+    $("token").setAttribute("aria-invalid", wrong);
+    aloud("token-problem", () => wrong ? say("Wrong token: try again.", "口令不对：请再试一次。") : "");
+  }
   function askForToken() { // one dialog, however many requests want it
     tokenAsked ??= new Promise(resolve => {
       $("token").value = "";
       $("ask-token").addEventListener("close", () => { tokenAsked = null; resolve(); }, { once: true });
       $("ask-token").showModal();
+      judgeToken(token !== "");
     });
     return tokenAsked;
   }
   $("ask-token").addEventListener("cancel", event => event.preventDefault());
-  $("token-form").addEventListener("submit", () => {
-    token = $("token").value.trim();
-    sessionStorage.setItem("token", token);
+  $("token-form").addEventListener("submit", event => {
+    const given = $("token").value.trim();
+    if (/^[\x21-\x7e]+$/.test(given)) { // no other can be sent
+      token = given;
+    } else {
+      event.preventDefault();
+      judgeToken(true);
+    }
   });
 
   const inChinese = {
@@ -77,7 +87,10 @@
         if (error.name === "AbortError") throw error;
         throw new Problem(0, String(error));
       }
-      if (answer.ok) return answer;
+      if (answer.ok) {
+        if (used) sessionStorage.setItem("token", used); // only now is it known to be right
+        return answer;
+      }
       const reason = (await answer.json().catch(() => ({}))).error ?? answer.statusText;
       if (answer.status === 401) {
         if (used === token) await askForToken();
