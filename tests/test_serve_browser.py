@@ -364,6 +364,20 @@ def test_a_picture_that_failed_is_tried_again_when_it_is_chosen_again(visit, tin
     assert page.get_by_role("alert").inner_text() == ""
 
 
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_page_that_opens_as_the_service_is_away_goes_on_by_itself(visit, tiny, photo):
+    visit.expected += "|status of 401|ERR_FAILED"
+    page = visit.open(tiny)
+    let_in(page)
+    answers = iter(("abort",))
+    page.route("**/v1/captioner", lambda route: getattr(route, next(answers, "continue_"))())
+    page.reload()
+    until_says(page, "#problem", "cannot be reached")
+    bring(page, "drop", photo)
+    assert caption_of(page) == own(tiny, photo[1], "en").text
+    assert page.get_by_role("alert").inner_text() == ""
+
+
 def test_a_format_that_only_the_browser_reads_is_converted(visit, shipped):
     visit.expected += "|status of 415"
     page = visit.open(shipped)

@@ -470,10 +470,19 @@
     speak();
   });
 
-  speak();
-  ask("/v1/captioner").then(answer => answer.json()).then(found => {
-    about = found;
+  async function begin() {
+    speak();
+    while (!about) {
+      try {
+        about = await (await ask("/v1/captioner")).json();
+      } catch (problem) {
+        tell("problem", textOf(problem));
+        await pause(5); // the service may start anew
+      }
+    }
+    tell("problem");
     speak();
     work();
-  }).catch(problem => tell("problem", textOf(problem)));
+  }
+  begin();
 })();
