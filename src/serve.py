@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from src.config import forget_rare_shapes, keep_freed_memory
 from src.picture_flags import add_model_flag
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKEN = "CAPTIONARY_TOKEN"
 SHORTEST_TOKEN = 16
+GRACE = 5.0
+"""Seconds that clients have to take the last answers."""
 
 EPILOG = f"""examples:
   python -m src.serve                            the page and the API at http://127.0.0.1:8000/
@@ -30,7 +33,7 @@ EPILOG = f"""examples:
   {TOKEN}=$(openssl rand -hex 16) python -m src.serve --host 0.0.0.0
                                                  for other machines, which need the token
 
-Ctrl-C or SIGTERM ends it: what was accepted is answered first.
+Ctrl-C or SIGTERM ends it: what was accepted is answered first. A second one ends it at once.
 """
 
 
@@ -59,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="HOST",
-        help="a further name of this machine that requests may give, behind a proxy for instance; repeatable",
+        help="a further name of this machine that requests may give, behind a proxy for instance; repeatable; where "
+        "other machines may ask, any is taken",
     )
     work = result.add_argument_group("work and limits")
     work.add_argument("--batch", type=int, default=16, metavar="N", help="pictures computed together (%(default)s)")
@@ -71,16 +75,28 @@ def parser() -> argparse.ArgumentParser:
         help="how long a batch waits for pictures that are being decoded (%(default)s)",
     )
     work.add_argument(
-        "--queue", type=int, default=64, metavar="N", help="pictures accepted and not answered, at most (%(default)s)"
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="pictures accepted and not answered, at most, and thumbnails (%(default)s); four times as many requests "
+        "may be arriving",
     )
-    work.add_argument("--max-bytes", type=int, default=20_000_000, metavar="N", help="of a request (%(default)s)")
+    work.add_argument(
+        "--max-bytes",
+        type=int,
+        default=20_000_000,
+        metavar="N",
+        help="of a request (%(default)s); all that wait may have 16 times as many",
+    )
     work.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of a picture (%(default)s)")
     work.add_argument(
         "--timeout",
         type=float,
         default=30,
         metavar="S",
-        help="seconds for a request to arrive, and again for its answer (%(default)s)",
+        help="seconds for a request's header to arrive, again for its picture, for its answer, and for the client to "
+        "take that (%(default)s)",
     )
     return result
 
@@ -110,14 +126,30 @@ def token_of(options: argparse.Namespace) -> str | None:
     return token or None
 
 
+def hosts_of(options: argparse.Namespace) -> list[str] | None:
+    """Further names of this machine; None where any is taken, as requests bring a token.
+
+    Raises:
+        ValueError: names where any is taken.
+    """
+    from src.service.guard import is_loopback
+
+    if is_loopback(options.host):
+        return options.name
+    if options.name:
+        raise ValueError(f"--name {options.name[0]}: with --host {options.host} any name is taken: leave --name out")
+    return None
+
+
 def check_numbers(options: argparse.Namespace) -> None:
     """Raises ValueError for a number that cannot be, naming its flag."""
     for flag, least in (("batch", 1), ("queue", 1), ("max_bytes", 1), ("max_pixels", 1), ("wait_ms", 0), ("port", 0)):
         if getattr(options, flag) < least:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag):g}: {least} or more")
-    if options.timeout <= 0 or options.port > 65535:
-        wrong = "--timeout {0.timeout:g}: above 0" if options.timeout <= 0 else "--port {0.port}: 65535 at most"
-        raise ValueError(wrong.format(options))
+    if not 0 < options.timeout < math.inf:
+        raise ValueError(f"--timeout {options.timeout:g}: above 0, and not endless")
+    if options.port > 65535:
+        raise ValueError(f"--port {options.port}: 65535 at most")
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -145,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import uvicorn
 
         from src.service.app import Settings, build_app
-        from src.service.guard import is_loopback
+        from src.service.connections import configured
         from src.service.pictures import Limits
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed: `pip install -e '.[serve]'`, or `make install`", file=sys.stderr)
@@ -154,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         check_numbers(options)
-        token = token_of(options)
+        token, hosts = token_of(options), hosts_of(options)
         at = listening(options.host, options.port)
         captioner = EnsembleCaptioner.load_all(options.model, device_name=options.device)
         settings = Settings(
@@ -163,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             queue=options.queue,
             limits=Limits(options.max_bytes, options.max_pixels, seconds=options.timeout),
             token=token,
-            hosts=options.name if is_loopback(options.host) else None,
+            hosts=hosts,
         )
         index = None
         if options.index is not None:
@@ -174,10 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    config = uvicorn.Config(app, lifespan="on", log_level="warning", server_header=False, timeout_keep_alive=30)
     shown = f"[{options.host}]" if ":" in options.host else options.host
     address = f"http://{shown}:{at.getsockname()[1]}/"
-    asyncio.run(serve(uvicorn.Server(config), app.service, at, address, options.open))
+    asyncio.run(serve(uvicorn.Server(configured(app)), app.service, at, address, options.open))
     return 0
 
 
@@ -185,8 +216,14 @@ async def serve(server: "Server", service: "Service", at: socket.socket, address
     """Answer until a signal comes, and then until what was accepted is answered; a second one ends it at once."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def signalled() -> None:
+        if ended.is_set():
+            end(130)
+        ended.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(number, signalled)
     # uvicorn's own way closes the door at once, and ends by the signal
     server.capture_signals = contextlib.nullcontext  # type: ignore[assignment,method-assign]
     serving = asyncio.create_task(server.serve(sockets=[at]))
@@ -196,14 +233,23 @@ async def serve(server: "Server", service: "Service", at: socket.socket, address
     if browse and (sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         webbrowser.open(address)
     await asyncio.wait([serving, asyncio.create_task(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
     service.stopping = True
-    while service.batcher.taken and not serving.done():
+    while service.busy and not serving.done():
         await asyncio.sleep(0.02)
     server.should_exit = True
+    await asyncio.wait([serving], timeout=GRACE)
+    for connection in list(server.server_state.connections):
+        connection.transport.abort()
     await serving
 
 
+def end(status: int) -> NoReturn:
+    """End this process, whatever its threads do: `sys.exit` would wait for a picture that is still being decoded."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

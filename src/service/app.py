@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -53,6 +53,10 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 DECODERS = 2
 """Threads that decode pictures: more would take cores from the captioner."""
+ARRIVING = 4
+"""Requests whose body is arriving, at most, as a multiple of the queue: who sends slowly takes no place in it."""
+HELD = 16
+"""Bytes of all requests that arrive or are not answered, at most, as a multiple of one's."""
 
 Answer = TypeVar("Answer")
 
@@ -89,6 +93,9 @@ class Service:
             self.engine, settings.batch, settings.wait, settings.queue, self.counters.batches.add
         )
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self.thumbnails = ThreadPoolExecutor(1, "thumbnail")
+        self.arriving = self.held = self.shrinking = 0
+        """Requests whose body arrives, bytes of those that arrive or are answered, requests for thumbnails."""
         self.stopping = False
 
     @property
@@ -96,12 +103,18 @@ class Service:
         """Pictures of one request."""
         return min(self.limits.pictures, self.settings.queue)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is owed."""
+        return bool(self.arriving or self.batcher.taken or self.shrinking)
+
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Compute while this context is entered."""
         async with self.batcher:
             yield
-        self.decoders.shutdown(cancel_futures=True)
+        for threads in (self.decoders, self.thumbnails):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def places(self, count: int = 1) -> Iterator[Places[Task, Any]]:
@@ -111,21 +124,46 @@ class Service:
                 yield places
         except Full as error:
             waiting, most, batch = self.batcher.taken, self.settings.queue, self.settings.batch
-            raise Refused(
-                429,
-                f"{waiting} pictures are waiting, and {most} may wait: ask again in a few seconds",
-                {"retry-after": str(1 + waiting // batch)},  # a batch takes less than a second on two cores
-            ) from error
+            seconds = 1 + waiting // batch  # a batch takes less than a second on two cores
+            raise full(f"{waiting} pictures are waiting, and {most} may wait", seconds) from error
 
-    async def read(self, request: Request, most: int) -> Sent:
-        """See `read`; Refused, 408, where it takes too long."""
+    @asynccontextmanager
+    async def accepted(self, request: Request, most: int) -> AsyncIterator[tuple[Sent, Places[Task, Any]]]:
+        """What a request brings, up to `most` pictures, and places of the queue for them.
+
+        Raises:
+            Refused: see `read`; 408 it takes too long to arrive, 429 there is no room.
+        """
+        held, room = 0, HELD * self.limits.bytes
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self.held + size > room:
+                raise full(f"requests of {self.held / 1e6:.3g} MB are waiting, and {room / 1e6:g} MB may wait")
+            self.held += size
+            held += size
+
+        try:
+            sent = await self.read(request, most, hold)
+            with self.places(len(sent.files)) as places:
+                yield sent, places
+        finally:
+            self.held -= held
+
+    async def read(self, request: Request, most: int, arrived: Callable[[int], None]) -> Sent:
+        """See `read`; Refused, 408, where it takes too long, or 429, where too many others arrive."""
+        if self.arriving >= ARRIVING * self.settings.queue:
+            raise full(f"{self.arriving} requests are arriving, and no more may")
+        self.arriving += 1
         try:
             async with asyncio.timeout(self.limits.seconds):
-                return await read(request, self.limits, most)
+                return await read(request, self.limits, most, arrived)
         except TimeoutError as error:
             raise Refused(408, f"the picture did not arrive within {self.limits.seconds:g} s: send it again") from error
+        finally:
+            self.arriving -= 1
 
-    async def in_time(self, request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    async def in_time(self, request: Request, work: Awaitable[Answer]) -> Answer:
         """What the work gives; Refused where it takes too long, 504, or where nobody waits for it any more, GONE."""
         working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left(request))
         try:
@@ -150,7 +188,6 @@ class Service:
     ) -> list[tuple[Caption, tuple[int, int]] | Refused]:
         """Each file's caption and size, or what is wrong with it."""
         loop = asyncio.get_running_loop()
-        places.grow(len(files))
         places.expect(len(files))
 
         async def one(name: str, data: bytes) -> tuple[Caption, tuple[int, int]] | Refused:
@@ -162,6 +199,24 @@ class Service:
             return await places.add(Task(pixels, wanted)), size
 
         return list(await asyncio.gather(*(one(*file) for file in files)))
+
+    async def thumbnail(self, request: Request, name: str, side: int) -> bytes:
+        """See `Shown.thumbnail`; Refused, 429, where as many are waited for as pictures may wait.
+
+        They have a thread of their own, as large pictures take seconds, and captions would wait for them.
+        """
+        if self.shrinking >= self.settings.queue:
+            raise full(f"{self.shrinking} thumbnails are waited for, and no more may be")
+        self.shrinking += 1
+        try:
+            return await self.in_time(
+                request,
+                asyncio.get_running_loop().run_in_executor(
+                    self.thumbnails, self.shown.thumbnail, name, side, self.limits
+                ),
+            )
+        finally:
+            self.shrinking -= 1
 
     def searched(self) -> "Index":
         """What can be searched; Refused, 404, where there is nothing."""
@@ -198,6 +253,11 @@ class Service:
                 for each in found
             ]
         )
+
+
+def full(reason: str, seconds: int = 2) -> Refused:
+    """429, and to come again in so many seconds."""
+    return Refused(429, f"{reason}: ask again in a few seconds", {"retry-after": str(seconds)})
 
 
 def understood(want: Callable[..., Wanted], **options: Any) -> Wanted:
@@ -258,8 +318,7 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
         openapi_extra=body_of("picture", CaptionOptions),
     )
     async def caption(request: Request, options: Annotated[CaptionOptions, Query()]) -> CaptionAnswer:
-        with service.places() as places:
-            sent = await service.read(request, 1)
+        async with service.accepted(request, 1) as (sent, places):
             wanted = understood(engine.wanted, **with_fields(options, sent.fields).model_dump())
             (found,) = await service.in_time(request, service.captioned(places, sent.files, wanted))
         if isinstance(found, Refused):
@@ -273,8 +332,7 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
         openapi_extra=body_of("pictures", CaptionOptions, many=True),
     )
     async def captions(request: Request, options: Annotated[CaptionOptions, Query()]) -> CaptionsAnswer:
-        with service.places() as places:
-            sent = await service.read(request, service.most)
+        async with service.accepted(request, service.most) as (sent, places):
             wanted = understood(engine.wanted, **with_fields(options, sent.fields).model_dump())
             found = await service.in_time(request, service.captioned(places, sent.files, wanted))
         named = []
@@ -292,8 +350,7 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
         openapi_extra=body_of("picture", TagOptions),
     )
     async def tags(request: Request, options: Annotated[TagOptions, Query()]) -> TagsAnswer:
-        with service.places() as places:
-            sent = await service.read(request, 1)
+        async with service.accepted(request, 1) as (sent, places):
             options = with_fields(options, sent.fields)
             wanted = understood(engine.wanted_for_tags, language=options.language, samples=options.samples)
             (found,) = await service.in_time(request, service.captioned(places, sent.files, wanted))
@@ -344,9 +401,8 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
             )
             return await service.found(places, lambda index: index.by_picture(captioner, image, count))
 
-        with service.places() as places:
-            service.searched()
-            sent = await service.read(request, 1)
+        service.searched()
+        async with service.accepted(request, 1) as (sent, places):
             count = with_fields(options, sent.fields).count
             return await service.in_time(request, answer(places, *sent.files[0]))
 
@@ -354,12 +410,10 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
         "/v1/pictures/{name}",
         summary="A picture that was found, as a JPEG",
         response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}, **errors(404, 422)},
+        responses={200: {"content": {"image/jpeg": {}}}, **errors(404, 422, 429, 504)},
     )
-    async def found_picture(name: str, options: Annotated[PictureOptions, Query()]) -> Response:
-        data = await asyncio.get_running_loop().run_in_executor(
-            service.decoders, service.shown.thumbnail, name, options.side, limits
-        )
+    async def found_picture(request: Request, name: str, options: Annotated[PictureOptions, Query()]) -> Response:
+        data = await service.thumbnail(request, name, options.side)
         return Response(data, media_type="image/jpeg", headers={"cache-control": "private, max-age=600"})
 
     @app.get("/health", summary="Whether it answers", responses=errors(503))

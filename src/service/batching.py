@@ -59,7 +59,7 @@ class Batcher(Generic[Item, Result]):
         assert self.task is not None
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
-        self.thread.shutdown()
+        self.thread.shutdown(wait=False, cancel_futures=True)  # what is computed now, nobody waits for
 
     async def run(self) -> None:
         """Answer what waits, for ever."""
@@ -138,17 +138,6 @@ class Places(Generic[Item, Result]):
             job.answer.cancel()
         self.expect(-self.coming)
         self.batcher.taken -= self.count
-
-    def grow(self, count: int) -> None:
-        """Hold so many places, once it is known how many are needed.
-
-        Raises:
-            Full: there are not so many.
-        """
-        if self.batcher.taken + count - self.count > self.batcher.most:
-            raise Full
-        self.batcher.taken += count - self.count
-        self.count = count
 
     def expect(self, count: int) -> None:
         """So many items more will be added before long; negative: fewer."""

@@ -66,7 +66,8 @@ class Guard:
         token: str | None = None,
         hosts: Collection[str] | None = (),
     ) -> None:
-        self.app, self.service, self.token, self.hosts = app, service, token, hosts
+        self.app, self.service, self.token = app, service, token
+        self.hosts = None if hosts is None else {name.lower() for name in hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,6 +116,9 @@ class Guard:
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             raise Refused(403, f"{origin}: pages of other sites may not ask here")
         path = scope["path"]
+        opens = path == "/" and headers.get("sec-fetch-mode") == "navigate"  # a link to the page
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not opens:
+            raise Refused(403, "pages of other sites may not ask here")
         if self.service.stopping:
             raise Refused(503, "the service is about to stop: ask again later", {"retry-after": "10"})
         if self.token is not None and path not in OPEN and not path.startswith("/page/"):

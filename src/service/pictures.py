@@ -4,6 +4,7 @@ import contextlib
 import hmac
 import io
 import os
+import re
 import secrets
 import warnings
 from collections import OrderedDict
@@ -17,6 +18,10 @@ from src.data.images import ORIENTATION, ImageError, load_image
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", *(["AVIF"] if "avif" in features.get_supported() else []))
 """Pillow's names; of its many decoders no others see what strangers send. JPEG's takes cameras' MPO, too."""
 READ = ", ".join(FORMATS).replace("WEBP", "WebP")
+SCANS = 100
+"""Of a JPEG, at most. Programs write ten; each goes over all pixels, though it be of a few bytes."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+"""Of a JPEG's segments, those that have a length, or end it; FF 00 is a byte of a scan's data."""
 
 
 class Refused(Exception):
@@ -45,6 +50,16 @@ class Limits(NamedTuple):
     """For its body to arrive, and from then on for its answer."""
 
 
+def scans(data: bytes) -> int:
+    """Of a JPEG file the scans of its picture, or of the first of several, counted up to one above SCANS; what is in
+    other segments (thumbnails), or behind its end (a phone's film), does not count."""
+    count, at = 0, 0
+    while count <= SCANS and (found := MARKER.search(data, at)) and found[1] != b"\xd9":
+        count += found[1] == b"\xda"
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return count
+
+
 def opened(data: bytes, name: str, limits: Limits, draft: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
     """A file's bytes → RGB, upright, of an animation the first frame (see `src.data.images`), and the width and height
     that it has in full.
@@ -52,11 +67,11 @@ def opened(data: bytes, name: str, limits: Limits, draft: int | None = None) -> 
     Args:
         data: the file.
         name: what the sender calls it.
-        limits: `pixels` is held before anything is decoded.
+        limits: `pixels` is held before anything is decoded, and so is SCANS.
         draft: as `load_image`: JPEGs may be decoded smaller.
 
     Raises:
-        Refused: 400 empty or damaged, 413 too many pixels, 415 no picture in one of FORMATS.
+        Refused: 400 empty, damaged or a JPEG of more than SCANS, 413 too many pixels, 415 no picture in FORMATS.
     """
     if not data:
         raise Refused(400, f"{name}: empty (0 bytes): choose a picture")
@@ -71,6 +86,8 @@ def opened(data: bytes, name: str, limits: Limits, draft: int | None = None) -> 
                     f"{name}: {image.width} × {image.height} pixels, and the limit is {limits.pixels / 1e6:g} million: "
                     "scale it down",
                 )
+            if image.format in ("JPEG", "MPO") and scans(data) > SCANS:
+                raise Refused(400, f"{name}: a JPEG of more than {SCANS} scans: save it anew")
             full = image.size
             if draft:
                 image.draft(None, (draft, draft))
@@ -104,10 +121,14 @@ class Shown:
 
     MOST = 100_000
     """The longest ago forgotten first."""
+    KEPT, KEPT_BYTES = 256, 32_000_000
+    """Thumbnails."""
 
     def __init__(self) -> None:
         self.secret = secrets.token_bytes(32)
         self.paths: OrderedDict[str, str] = OrderedDict()
+        self.made: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        """By path, side and the file's time."""
 
     def name(self, path: str) -> str:
         """Of a picture, its name from now on."""
@@ -119,10 +140,18 @@ class Shown:
         return name
 
     def thumbnail(self, name: str, side: int, limits: Limits) -> bytes:
-        """A picture as a JPEG, made anew; Refused, 404, where it has no such name or cannot be read."""
-        if name not in self.paths:
+        """A picture as a JPEG, made anew; Refused, 404, where it has no such name or cannot be read. For one thread."""
+        path = self.paths.get(name)
+        if path is None:
             raise Refused(404, "no such picture: search anew")
         try:
-            return jpeg(load_image(self.paths[name], draft=side, max_pixels=limits.pixels), side)
-        except ImageError as error:
+            key = path, side, os.stat(path).st_mtime_ns
+            if key not in self.made:
+                self.made[key] = jpeg(load_image(path, draft=side, max_pixels=limits.pixels), side)
+        except (ImageError, OSError) as error:
             raise Refused(404, "this picture's file cannot be read any more") from error
+        self.made.move_to_end(key)
+        made = self.made[key]
+        while len(self.made) > self.KEPT or sum(map(len, self.made.values())) > self.KEPT_BYTES:
+            self.made.popitem(last=False)
+        return made

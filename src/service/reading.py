@@ -1,5 +1,6 @@
 """A request's body: a picture, or a form with pictures and options, within limits."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -20,8 +21,11 @@ class Sent(NamedTuple):
     fields: dict[str, str]
 
 
-async def read(request: Request, limits: Limits, most: int) -> Sent:
+async def read(request: Request, limits: Limits, most: int, arrived: Callable[[int], None]) -> Sent:
     """A body that is a picture, or a form of up to `most` with fields.
+
+    Args:
+        arrived: told of the bytes of each part that arrives; may raise Refused.
 
     Raises:
         Refused: 400 no picture, 413 more than `limits`, 415 another kind of body.
@@ -36,9 +40,11 @@ async def read(request: Request, limits: Limits, most: int) -> Sent:
     async def receive() -> Any:
         nonlocal left
         message = await request.receive()
-        left -= len(message.get("body", b""))
+        count = len(message.get("body", b""))
+        left -= count
         if left < 0:
             raise too_large
+        arrived(count)
         return message
 
     body = Request(request.scope, receive)

@@ -21,6 +21,7 @@ from src.retrieval import Index
 from src.serve import listening
 from src.service.app import Service, Settings, build_app
 from src.service.captioning import Task
+from src.service.connections import configured
 from tests.conftest import tiny_config
 
 CONTROLS = {"<en>": 9, "<zh>": 7, "<length=3>": 5, "<length=5>": 5, "<length=12>": 6}
@@ -59,7 +60,7 @@ def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 def running(captioner: Captioner, settings: Settings, index: Index | None = None) -> Iterator[tuple[str, Service]]:
     """The service at a free port: its address, and what its routes share."""
     app = build_app(captioner, settings, index)
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error"))
+    server = uvicorn.Server(configured(app))
     at = listening("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [at]})
     thread.start()

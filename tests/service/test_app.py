@@ -1,9 +1,11 @@
 """The service over HTTP: a real server and real connections, a tiny captioner behind them."""
 
+import contextlib
 import functools
 import io
 import itertools
 import json
+import os
 import re
 import shutil
 import socket
@@ -20,7 +22,7 @@ from PIL import Image
 
 from src.retrieval import Index
 from src.service.app import Settings
-from src.service.pictures import Limits, Shown
+from src.service.pictures import Limits, Refused, Shown, scans
 from src.tags import tags_of
 from tests.service.running import file_of, held, picture, running, tiny_captioner, wait_for
 
@@ -272,6 +274,58 @@ def test_pictures_that_were_found_are_made_anew_and_no_others_are_given(client, 
         served[1].shown.paths[first["id"]] = path
 
 
+def test_captions_do_not_wait_for_thumbnails_and_few_thumbnails_wait(captioner, index, shapes, tmp_path):
+    """A file that never comes to its end, as on a network's drive that is gone, holds their thread up."""
+    os.mkfifo(endless := tmp_path / "endless.png")
+    settings = Settings(queue=3, limits=LIMITS._replace(seconds=1))
+    with running(captioner, settings, index) as (address, service), contextlib.ExitStack() as stack:
+
+        def release():
+            with endless.open("wb"):
+                endless.unlink()
+
+        def ask(path):
+            return httpx.get(f"{address}/v1/pictures/{service.shown.name(str(path))}", trust_env=False, timeout=30)
+
+        first, other = (shapes / "images" / f"0{i}.png" for i in range(2))
+        stack.callback(release)
+        threads = stack.enter_context(ThreadPoolExecutor(3))
+        asked = [threads.submit(ask, endless)]
+        wait_for(lambda: service.shrinking == 1)
+        asked += [threads.submit(ask, first) for _ in range(2)]
+        wait_for(lambda: service.shrinking == 3)
+        answer = ask(other)
+        assert "3 thumbnails are waited for" in refused(answer, 429) and answer.headers["retry-after"]
+        assert httpx.post(f"{address}/v1/caption", content=file_of(picture(0)), trust_env=False).status_code == 200
+        assert all("no answer within 1 s" in refused(each.result(), 504) for each in asked)
+        assert service.shrinking == 0
+        stack.close()
+        assert ask(other).status_code == 200
+        assert [path for path, _, _ in service.shown.made] == [str(other)], "what nobody waits for is not made"
+
+
+def test_thumbnails_are_kept_as_long_as_their_files_are_the_same(tmp_path, monkeypatch):
+    shown, file = Shown(), tmp_path / "a.png"
+    file.write_bytes(file_of(picture(0)))
+    name = shown.name(str(file))
+    first = shown.thumbnail(name, 24, LIMITS)
+    assert shown.thumbnail(name, 24, LIMITS) is first
+    smaller = shown.thumbnail(name, 16, LIMITS)
+    assert len({first, smaller}) == len(shown.made) == 2
+    file.write_bytes(file_of(picture(1)))
+    os.utime(file, ns=(0, 0))
+    other = shown.thumbnail(name, 24, LIMITS)
+    assert other != first and shown.thumbnail(name, 24, LIMITS) is other
+    monkeypatch.setattr(Shown, "KEPT", 2)
+    shown.thumbnail(name, 20, LIMITS)
+    assert [side for _, side, _ in shown.made] == [24, 20]
+    monkeypatch.setattr(Shown, "KEPT_BYTES", len(other))
+    assert shown.thumbnail(name, 24, LIMITS) is other and list(shown.made.values()) == [other]
+    file.unlink()
+    with pytest.raises(Refused, match="cannot be read any more"):
+        shown.thumbnail(name, 24, LIMITS)
+
+
 def test_names_of_pictures_are_secret_and_the_oldest_are_forgotten(monkeypatch):
     monkeypatch.setattr(Shown, "MOST", 2)
     one, other = Shown(), Shown()
@@ -361,12 +415,33 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def progressive(more: int = 0) -> bytes:
+    """A JPEG whose last scan comes so often more."""
+    data = file_of(picture(0), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + more * data[last:-2] + data[-2:]
+
+
+def test_scans_of_a_jpeg_are_its_own_alone(client):
+    assert scans(file_of(picture(0), "JPEG")) == 1 and scans(file_of(picture(0), "JPEG", restart_marker_rows=1)) == 1
+    assert scans(progressive()) == 10, "libjpeg's script for colours"
+    assert scans(progressive(90)) == 100 and scans(b"\xff\xd8" + 1_000_000 * b"\xff" + b"\x00") == scans(b"") == 0
+    many, info = 200 * b"\xff\xda\x00\x02", Image.Exif()
+    info[0x9286] = many  # a comment
+    holding = file_of(picture(0), "JPEG", exif=info, comment=many) + many
+    two = file_of(picture(0), "MPO", save_all=True, append_images=[picture(1)])
+    assert holding.count(many) == 3 and scans(holding) == scans(two) == 1
+    for data in (progressive(90), holding, two):
+        assert client.post("/v1/caption", content=data).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("data", "status", "said"),
     [
         (b"", 400, "empty (0 bytes)"),
         (file_of(picture(0))[:60], 400, "damaged or truncated"),
         (file_of(picture(0), "JPEG")[:300], 400, "damaged or truncated"),
+        (progressive(91), 400, "a JPEG of more than 100 scans"),
         (b"hello there", 415, "not a picture"),
         (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 415, "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415, "not a picture"),
@@ -376,7 +451,7 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(60_000, 60_000), 413, "pixels, and the limit is 0.04 million"),
         (bytes(300_001), 413, "more than 0.3 MB"),
     ],
-    ids=["empty", "cut PNG", "cut JPEG", "text", "SVG", "EPS", "TIFF", "PPM", "pixels", "bomb", "bytes"],
+    ids=["empty", "cut PNG", "cut JPEG", "scans", "text", "SVG", "EPS", "TIFF", "PPM", "pixels", "bomb", "bytes"],
 )
 def test_bad_pictures(client, data, status, said):
     assert said in refused(client.post("/v1/caption", content=data), status)
@@ -489,6 +564,19 @@ def test_pages_of_other_sites_may_not_ask(client, served):
     assert client.options("/v1/caption", headers=asked).status_code == 403
 
 
+def test_pages_of_other_sites_may_link_to_the_page_alone(client):
+    """Their pictures, scripts and frames bring no Origin."""
+    for site in ("cross-site", "same-site"):
+        for path in ("/v1/search?q=a&rerank=100", "/page/app.js", "/"):
+            reason = refused(client.get(path, headers={"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}), 403)
+            assert "other sites" in reason
+        link = {"sec-fetch-site": site, "sec-fetch-mode": "navigate"}
+        assert client.get("/", headers=link).status_code == 200
+        refused(client.get("/v1/search?q=a", headers=link), 403)
+    for site in ("same-origin", "none"):
+        assert client.get("/v1/search?q=a", headers={"sec-fetch-site": site}).status_code == 200
+
+
 def test_a_token_is_asked_for(captioner):
     token = "0123456789abcdef"
     with (
@@ -564,27 +652,63 @@ def test_who_leaves_is_dropped_before_the_work_and_nobody_else_is(served, captio
     wait_for(lambda: service.counters.requests["POST", "/v1/caption", 499] >= 4)
 
 
-def test_who_leaves_while_sending_keeps_no_place(served):
-    address, service = served
+def begun(address, length=1000, sent=b"begin"):
+    """A connection that has sent so much of a picture."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegin")
-        wait_for(lambda: service.batcher.taken == 1)
-    wait_for(lambda: service.batcher.taken == 0)
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+    connection.sendall(head.encode() + sent)
+    return connection
+
+
+def test_who_sends_slowly_takes_no_place_of_who_sent(served, client):
+    address, service = served
+    with contextlib.ExitStack() as stack:
+        for _ in range(48):
+            stack.enter_context(begun(address))
+        wait_for(lambda: service.arriving == 48)
+        refused(answer := client.post("/v1/caption", content=file_of(picture(0))), 429)
+        assert "48 requests are arriving" in answer.text and answer.headers["retry-after"]
+        stack.enter_context(begun(address)).close()
+        assert service.batcher.taken == 0
+        stack.pop_all().close()
+        wait_for(lambda: not service.busy and service.held == 0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(47):
+            stack.enter_context(begun(address))
+        wait_for(lambda: service.arriving == 47)
+        assert client.post("/v1/caption", content=file_of(picture(0))).status_code == 200
+    wait_for(lambda: not service.busy)
+
+
+def test_what_waits_is_bounded_in_bytes(served, client):
+    address, service = served
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(begun(address, 300_000, bytes(299_999)))
+        wait_for(lambda: service.held == 16 * 299_999)
+        answer = client.post("/v1/caption", content=file_of(picture(0, (190, 190)), "BMP"))
+        assert "requests of 4.8 MB are waiting, and 4.8 MB may" in refused(answer, 429)
+        assert answer.headers["retry-after"] and service.held == 16 * 299_999
+    wait_for(lambda: service.held == 0 and not service.busy)
+    with held(service):
+        asked = background(address, content=(data := file_of(picture(0))))
+        wait_for(lambda: len(service.batcher.waiting) == 1)
+        assert service.held == len(data), "until it is answered"
+    assert asked.result().status_code == 200
+    wait_for(lambda: service.held == 0)
 
 
 def test_what_takes_too_long_is_given_up(captioner):
     limits = LIMITS._replace(seconds=0.3)
     with running(captioner, Settings(limits=limits)) as (address, service):
-        host, port = address.removeprefix("http://").split(":")
         with held(service) as batches:
             answer = httpx.post(f"{address}/v1/caption", content=file_of(picture(0)), trust_env=False)
             assert "no answer within 0.3 s" in refused(answer, 504)
             assert service.batcher.taken == 0
-        with socket.create_connection((host, int(port)), timeout=30) as connection:
-            connection.sendall(b"POST /v1/caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegin")
-            wait_for(lambda: service.batcher.taken == 1)
-            wait_for(lambda: service.batcher.taken == 0)
+        with begun(address) as connection:
+            wait_for(lambda: service.arriving == 1)
+            wait_for(lambda: service.arriving == 0)
             connection.sendall(bytes(995))
             assert b" 408 " in connection.recv(65536).split(b"\r\n")[0]
         assert httpx.post(f"{address}/v1/caption", content=file_of(picture(0)), trust_env=False).status_code == 200
@@ -593,11 +717,29 @@ def test_what_takes_too_long_is_given_up(captioner):
 
 def test_while_it_stops_what_was_accepted_is_answered(captioner):
     with running(captioner, Settings(limits=LIMITS)) as (address, service):
-        with held(service):
-            asked = background(address, content=file_of(picture(0)))
+        data = file_of(picture(0))
+        with held(service), begun(address, len(data), data[:9]) as arriving:
+            wait_for(lambda: service.arriving == 1)
+            asked = background(address, content=data)
             wait_for(lambda: len(service.batcher.waiting) == 1)
             service.stopping = True
             answer = httpx.post(f"{address}/v1/caption", content=file_of(picture(0)), trust_env=False)
             assert "about to stop" in refused(answer, 503) and answer.headers["retry-after"]
             refused(httpx.get(f"{address}/health", trust_env=False), 503)
+            arriving.sendall(data[9:])
+            wait_for(lambda: len(service.batcher.waiting) == 2)
+            assert service.busy
         assert asked.result().json()["text"] == own(captioner, picture(0)).text
+        wait_for(lambda: not service.busy)
+
+
+def test_it_ends_though_a_picture_is_being_decoded(captioner):
+    decoded = threading.Event()
+    try:
+        with running(captioner, Settings(limits=LIMITS)) as (_, service):
+            waiting = []
+            for threads in (service.decoders, service.thumbnails, service.batcher.thread):
+                waiting += [threads.submit(decoded.wait, 60) for _ in range(3)][2:]
+        assert len(waiting) == 3 and all(each.cancelled() for each in waiting)
+    finally:
+        decoded.set()

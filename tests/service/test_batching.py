@@ -128,13 +128,10 @@ def test_ones_trouble_is_not_anothers():
 def test_there_are_so_many_places():
     async def work(batcher, slow):
         slow.go.set()
-        with batcher.places(2), batcher.places(2) as more:
+        with batcher.places(2), batcher.places(2):
             with pytest.raises(Full):
                 batcher.places(2)
-            with pytest.raises(Full):
-                more.grow(4)
-            more.grow(3)
-            with pytest.raises(Full):
+            with batcher.places(1), pytest.raises(Full):
                 batcher.places(1)
         assert await ask(batcher, 1, 2, 3, 4, 5) == [2, 4, 6, 8, 10]
 
