@@ -174,7 +174,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "disk, vectors, MB": lambda own: f"{own['disk, vectors MB']:,.0f}",
         "disk, all, MB": lambda own: f"{own['disk, all MB']:,.0f}",
     }
-    built_columns = ["built, pictures/s", "1,000 more, s", "compacted, s", "by, MB"]
+    built_columns = ["built, pictures/s", "1,000 more, s", "compacted, s", "holding, MB"]
     head = ["pictures", "segments", *built_columns, *columns]
     rows = [head, ["---"] * len(head)]
     for each in results:
