@@ -44,9 +44,15 @@ FIRST = {
     "generation": "greedy",
 }
 """What goes with a pair that is tried alone."""
+TEACHERS: dict[str, Path] = {}
+"""Bundles that read pictures, or regions."""
 
 Row = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+def kind_of(row: Row) -> str:
+    return "regions" if row["encoder"] == "precomputed" else "pictures"
 
 
 def pairs_of(row: Row) -> set[Pair]:
@@ -72,6 +78,8 @@ def overrides_of(row: Row) -> list[str]:
     for group in GROUPS:
         choice = row[group]
         found += ([] if choice == "a vector" else [f"{group}={choice}"]) + SMALL[group] + SMALL.get(choice, [])
+    if row["objective"] == "distillation":
+        found.append(f"objective.teachers=[{TEACHERS[kind_of(row)]}]")
     if "backbone" in composed(found + ["data.root=x"])["encoder"]:
         found.append("encoder.backbone.weights=random")
     return found
@@ -85,7 +93,7 @@ def take_a_step(row: Row, data_overrides: list[str], batches: dict[str, CaptionD
     except ConfigError as refusal:
         return str(refusal)
     torch.manual_seed(0)
-    kind = "regions" if row["encoder"] == "precomputed" else "pictures"
+    kind = kind_of(row)
     if kind not in batches:
         batches[kind] = build_data(config)
     data = batches[kind]
@@ -112,10 +120,12 @@ def take_a_step(row: Row, data_overrides: list[str], batches: dict[str, CaptionD
 @pytest.mark.slow
 def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path, monkeypatch):
     data_overrides = [*tiny(shapes, tmp_path), "data.cache=false", "data.batch_size=3", "trainer.accelerator=cpu"]
-    config = composed([*data_overrides, *overrides_of(FIRST)])
-    vocabulary = build_data(config).vocabulary
-    save_bundle(tmp_path / "teacher", Bundle(build(config, vocabulary).eval(), vocabulary, bundle_config(config, {})))
-    monkeypatch.setitem(SMALL, "distillation", [f"objective.teachers=[{tmp_path}/teacher]"])
+    for encoder in ("cnn", "precomputed"):
+        row = FIRST | {"encoder": encoder}
+        config = composed([*data_overrides, *overrides_of(row)])
+        vocabulary, bundle = build_data(config).vocabulary, tmp_path / encoder
+        save_bundle(bundle, Bundle(build(config, vocabulary).eval(), vocabulary, bundle_config(config, {})))
+        monkeypatch.setitem(TEACHERS, kind_of(row), bundle)
     draw, batches = random.Random(0), {}
     groups = [[(group, choice) for choice in CHOICES[group]] for group in GROUPS]
     wanted: set[Pair] = set(itertools.chain(*(itertools.product(a, b) for a, b in itertools.combinations(groups, 2))))
