@@ -84,6 +84,13 @@ class Visit:
         until(page, "document.querySelector('#language').options.length || document.querySelector('dialog').open")
         return page
 
+    def enter(self, served: Served) -> "playwright.Page":
+        """Open a page of a service that asks for a token, and give it."""
+        self.expected += "|status of 401"
+        page = self.open(served)
+        let_in(page)
+        return page
+
     def note(self, text: str) -> None:
         if not re.search(self.expected, text):
             self.complaints.append(text)
@@ -326,9 +333,7 @@ def test_what_cannot_be_captioned_is_said(visit, shipped, photo):
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
 def test_captions_are_said_aloud_each_time(visit, tiny, photo):
-    visit.expected += "|status of 401"
-    page = visit.open(tiny)
-    let_in(page)
+    page = visit.enter(tiny)
     regions = page.locator("#status, #problem")
     assert regions.evaluate_all("all => all.map(each => each.checkVisibility())") == [True, True], "before they speak"
     page.evaluate(
@@ -350,9 +355,8 @@ def test_captions_are_said_aloud_each_time(visit, tiny, photo):
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
 def test_a_picture_that_failed_is_tried_again_when_it_is_chosen_again(visit, tiny, photo):
-    visit.expected += "|status of (401|503)"
-    page = visit.open(tiny)
-    let_in(page)
+    visit.expected += "|status of 503"
+    page = visit.enter(tiny)
     tiny.service.stopping = True
     try:
         bring(page, "drop", photo, ("2.jpg", file_of(picture(1), "JPEG")))
@@ -366,9 +370,8 @@ def test_a_picture_that_failed_is_tried_again_when_it_is_chosen_again(visit, tin
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
 def test_a_page_that_opens_as_the_service_is_away_goes_on_by_itself(visit, tiny, photo):
-    visit.expected += "|status of 401|ERR_FAILED"
-    page = visit.open(tiny)
-    let_in(page)
+    visit.expected += "|ERR_FAILED"
+    page = visit.enter(tiny)
     answers = iter(("abort",))
     page.route("**/v1/captioner", lambda route: getattr(route, next(answers, "continue_"))())
     page.reload()
@@ -399,8 +402,7 @@ def test_a_format_that_only_the_browser_reads_is_converted(visit, shipped):
 
 def test_search_by_sentence_by_words_and_by_picture(visit, tiny, shapes):
     visit.expected += "|status of 4"
-    page = visit.open(tiny)
-    let_in(page)
+    page = visit.enter(tiny)
     page.get_by_role("tab", name="Search").click()
     box = page.get_by_label("Describe the pictures to find")
     box.fill("a red square")
@@ -432,9 +434,8 @@ def test_search_by_sentence_by_words_and_by_picture(visit, tiny, shapes):
 
 @pytest.mark.parametrize("visit", ["phone"], indirect=True)
 def test_results_whose_files_are_gone_in_both_languages(visit, tiny):
-    visit.expected += "|status of 40[14]"
-    page = visit.open(tiny)
-    let_in(page)
+    visit.expected += "|status of 404"
+    page = visit.enter(tiny)
     found = page.request.get(
         f"{tiny.address}/v1/search?q=a+red+square", headers={"authorization": f"Bearer {TOKEN}"}
     ).json()["results"]
@@ -483,9 +484,7 @@ def test_results_whose_files_are_gone_in_both_languages(visit, tiny):
 
 
 def test_lengths_are_chosen_where_the_captioner_knows_some(visit, tiny, photo):
-    visit.expected += "|status of 401"
-    page = visit.open(tiny)
-    let_in(page)
+    page = visit.enter(tiny)
     bring(page, "drop", photo)
     any_length = caption_of(page)
     page.get_by_label("Length").select_option("long")
