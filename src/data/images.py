@@ -32,7 +32,7 @@ MAX_PIXELS = 100_000_000
 
 ORIENTATION = 0x0112
 SIGNATURES = (b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF")
-LEAVE_OUT = "leave it out (data.verify=decode data.on_bad_row=skip, of shards on_bad_shard)"
+LEAVE_OUT = "leave it out (in training: data.verify=decode data.on_bad_row=skip, of shards on_bad_shard)"
 AGAIN = f"download or copy it again, or {LEAVE_OUT}"
 
 
