@@ -9,15 +9,18 @@ from torch import Tensor, nn
 class InFloat32:
     """Of a convolution: its arithmetic is float32 where it learns under autocast on a CPU, and what it gives has
     autocast's type as ever. There the gradients of depthwise kernels in bfloat16, of 5 × 5 and of stride 2 above all,
-    take as long as all the rest of a step (`python -m benchmarks --only fine_tuning`)."""
+    take as long as all the rest of a step (`python -m benchmarks --only fine_tuning`). Where only pixels have
+    gradients, as in an attack, it is those of stride 2."""
 
     weight: Tensor
+    stride: tuple[int, ...]
 
     def forward(self, x: Tensor) -> Tensor:
         plain = super().forward  # type: ignore[misc]
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return plain(x)
-        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+        strided = self.stride != (1, 1) and x.requires_grad
+        if not (torch.is_grad_enabled() and (self.weight.requires_grad or strided)):
             return plain(x)
         with torch.autocast("cpu", enabled=False):
             return plain(x.float()).to(torch.get_autocast_dtype("cpu"))
