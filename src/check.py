@@ -39,7 +39,7 @@ from src.metrics.captions import METRICS
 from src.metrics.java import INSTALL_JAVA, find_java
 from src.metrics.retrieval import RETRIEVAL
 from src.model import TRAINING, ConfigError, build, instantiate, locate
-from src.objectives import Distillation, Objective
+from src.objectives import AdversarialTraining, Distillation, Objective
 from src.prepare.scenes import make_scenes
 from src.ranges import at_least
 from src.results import PerImage, check_per_image
@@ -84,6 +84,8 @@ FIELDS: dict[str, Any] = {
     "per_image": PerImage,
     "diversity": int | None,
     "rerank": int | None,
+    "transfer": list[str],
+    "budgets": list[float] | None,
     "ckpt": str | None,
     "init": str | None,
     "init_vocabulary": Choice[VOCABULARIES],
@@ -109,7 +111,7 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
 
     Args:
         config: composed and resolved, as plain values.
-        command: whose primary configuration it is, `train` or `evaluate`.
+        command: whose primary configuration it is, one of CHECKS.
         here: this is the machine that will do the work: its files, devices and packages are looked at too.
 
     Raises:
@@ -120,7 +122,7 @@ def check(config: Mapping[str, Any], command: str = "train", here: bool = True) 
         if isinstance(value, Mapping):
             _check_part(name, value)
     try:
-        (_check_training if command == "train" else _check_evaluation)(config, here)
+        CHECKS[command](config, here)
     except ValueError as error:  # of the parts' own constructors too
         message = one_line(error)
         for path, target in _targets(config):
@@ -359,6 +361,11 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     for path in objective.paths if here and isinstance(objective, Distillation) else ():
         if not (Path(path).exists() and looks_saved(Path(path))):
             raise ConfigError(f"objective.teachers: {path}: no captioner there; give a bundle/, a run or a .ckpt")
+    if isinstance(objective, AdversarialTraining):
+        if "max_regions" in config["encoder"]:
+            raise ConfigError("objective changes pixels, and encoder reads regions computed beforehand: choose another")
+        if config["data"]["cache"] and config["encoder"].get("frozen", True):
+            raise ConfigError("objective changes pixels, and data.cache keeps features: set data.cache=false")
     if config.get("control"):
         _construct("control", config["control"])
         for field in ("length", "tags"):
@@ -487,14 +494,10 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     for name in ("images", "training"):
         if config[name]:
             raise ConfigError(f"{name}={config[name]}: it goes with references=FILE; the data has its own")
-    data, split = config["data"], config["split"]
-    _check_data(data, here)
-    if data["split"] is None and not data[split]:
-        given = ", ".join(name for name in SPLITS if data[name])
-        raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")
+    _check_split(config, here)
     if source == "baseline":
         _construct("baseline", config["baseline"])
-        if not data["train"]:
+        if not config["data"]["train"]:
             raise ConfigError("data.train is not set: a baseline's captions are the training captions")
 
 
@@ -510,6 +513,47 @@ def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
     if config.get("generation"):
         _construct("generation", config["generation"])
     tag_tokens(config["tags"] or "")
+
+
+def attack_sizes(config: Mapping[str, Any]) -> list[float]:
+    """The budgets of an attack, in its norm's units, ascending; 0, the pictures as they are, is always among them.
+
+    Raises:
+        ConfigError: one that no 8-bit picture can use.
+    """
+    norm = config["attack"].get("norm", "linf")
+    sizes = config["budgets"] or ([1, 2, 4, 8] if norm == "linf" else [0.5, 1, 2, 4, 8])
+    at_least(0, "", budgets=sizes)
+    if norm == "linf" and (small := [size for size in sizes if 0 < size < 1]):
+        raise ConfigError(
+            f"budgets={sizes}: pixels change by whole 255ths, so {small[0]:g} changes none: 0, or 1 and more"
+        )
+    return sorted({0.0, *map(float, sizes)})
+
+
+def _check_attack(config: Mapping[str, Any], here: bool) -> None:
+    at_least(0, "", pictures=config["pictures"])
+    at_least(1, "", limit=config["limit"], samples=config["samples"], batch_size=config["batch_size"])
+    for part in ("attack", "goal", "generation"):
+        if config.get(part):
+            _construct(part, config[part])
+    attack_sizes(config)
+    if not config["metrics"]:
+        raise ConfigError(f"metrics=[]: choose one or more of {', '.join(METRICS)}")
+    for name in (config["model"], *config["transfer"]):
+        if here and not looks_saved(Path(name)):
+            raise ConfigError(f"{name}: no captioner there; give a bundle/, a run's folder or name, or a .ckpt")
+    _check_devices(config["device"], 1, here)
+    tag_tokens(config["tags"] or "")
+    _check_split(config, here)
+
+
+def _check_split(config: Mapping[str, Any], here: bool) -> None:
+    data, split = config["data"], config["split"]
+    _check_data(data, here)
+    if data["split"] is None and not data[split]:
+        given = ", ".join(name for name in SPLITS if data[name])
+        raise ConfigError(f"split={split}: this data has {given}; set data.{split}=FILE")
 
 
 def _check_devices(name: str | None, processes: int, here: bool) -> None:
@@ -681,6 +725,10 @@ def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
                 f"callbacks.{name} with trainer=fsdp: an average needs all the weights in one place: choose "
                 "callbacks=default, or trainer=ddp"
             )
+
+
+CHECKS = {"train": _check_training, "evaluate": _check_evaluation, "attack": _check_attack}
+"""Of each command."""
 
 
 # ------------------------------------------------------------------ what a constructor says

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from src import evaluate, help, train
-from src.check import check, fits, parameters
+from src.check import CHECKS, check, fits, parameters
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
 from src.embeddings import CBOWEmbedding
@@ -338,9 +338,12 @@ def test_every_choice_passes(choice, shapes, tmp_path):
     if not (ROOT / "conf" / f"{choice.parts[0]}").is_dir() or choice.parts[0] == "hydra":
         pytest.skip("of Hydra, not of a captioner")
     if choice.parts[0] not in help.groups("train"):
-        return check(composed([f"{choice.parent}={choice.name}"], "evaluate"), "evaluate")
+        command = next(name for name in CHECKS if choice.parts[0] in help.groups(name))
+        return check(composed([f"{choice.parent}={choice.name}"], command), command)
     if choice.name in ("self_critical", "adversarial"):
         overrides.append("objective.from_random=true")
+    if choice.name == "adversarial_training":
+        overrides.append("data.cache=false")
     if choice.name == "distillation":
         (tmp_path / "vocabulary.json").touch()
         overrides.append(f"objective.teachers=[{tmp_path}]")
@@ -402,7 +405,7 @@ def test_what_follows_from_other_parts_cannot_be_given_twice():
         instantiate({"_target_": "src.embeddings.LearnedEmbedding", "vocabulary": 3}, TRAINING, vocabulary=4)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize("command", CHECKS)
 def test_help_tells_of_every_group_choice_and_field(command):
     text = help.help_text(command, [])
     words = " ".join(text.split())
@@ -426,7 +429,7 @@ def test_help_on_a_choice_tells_of_every_field(choice):
     group, _, name = str(choice).partition("/")
     if group == "hydra":
         pytest.skip("of Hydra, not of a captioner")
-    command = "train" if group in help.groups("train") else "evaluate"
+    command = "train" if group == "experiments" else next(name for name in CHECKS if group in help.groups(name))
     text = help.help_text(command, [f"{group}={name}"])
     assert max(map(len, text.splitlines())) <= 120
     prefix = "" if group == "experiments" else f"{group}."

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from src import help
 from src.captioner import Captioner
+from src.check import CHECKS
 from src.config import CONF, ROOT, plain, run_name, setup
 from src.data.module import CaptionData
 from src.data.transforms import Preprocess
@@ -54,7 +55,7 @@ def tiny(shapes: Path, folder: Path) -> list[str]:
 
 def chosen(choice: Path) -> dict:
     """The configuration of the command that has this choice's group."""
-    command = next(name for name in ("train", "evaluate") if str(choice.parent) in help.groups(name))
+    command = next(name for name in CHECKS if str(choice.parent) in help.groups(name))
     return composed([f"{choice.parent}={choice.name}", "data.root=somewhere"], command)
 
 
@@ -161,7 +162,7 @@ def test_unknown_arguments_and_foreign_classes_are_refused():
 def test_fields_that_the_code_reads_are_all_there_is():
     """The data group's fields are the data module's arguments, or read by name in the source."""
     source = "".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
-    for name in ("train", "evaluate"):
+    for name in CHECKS:
         config = composed(["data.root=x"] if name == "train" else ["model=x"], name)
         for field in config:
             assert f'["{field}"]' in source or f'.get("{field}")' in source, field

@@ -15,6 +15,7 @@ from PIL import Image
 
 from src import (
     annotate,
+    attack,
     caption,
     compare,
     duplicates,
@@ -110,6 +111,15 @@ def one_job(arguments: list[str]) -> list[str]:
     """The overrides of the first job of a sweep, or of a call that is none."""
     overrides = OverridesParser.create().parse_overrides([a for a in arguments if a != "-m"])
     return [_line_of(o, next(_values(o, exact=True))) if o.is_sweep_override() else o.input_line for o in overrides]
+
+
+@pytest.mark.parametrize("arguments", commands("src.attack"), ids=identify)
+def test_attack_commands(arguments, shapes, bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"model={bundle}" if a.startswith("model=") else a for a in arguments]
+    own = ["data=tsv", f"data.root={shapes}", "data.test=test.tsv", "device=cpu", "metrics=[CIDEr]"]
+    result = attack.run(composed([*arguments, *own], "attack"))
+    assert "success" in result["points"][0] and "report.html" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", commands("src.train"), ids=identify)
@@ -415,7 +425,19 @@ def test_export_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, c
 
 
 def test_there_are_commands_of_each_kind():
-    modules = ("train", "evaluate", "caption", "prepare", "runs", "studies", "compare", "report", "tags", "words")
+    modules = (
+        "train",
+        "evaluate",
+        "attack",
+        "caption",
+        "prepare",
+        "runs",
+        "studies",
+        "compare",
+        "report",
+        "tags",
+        "words",
+    )
     modules += ("quantize", "soup", "export", "index", "search", "serve", "annotate", "duplicates")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 

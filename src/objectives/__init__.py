@@ -1,6 +1,7 @@
 """Model and batch → loss."""
 
 from src.objectives.adversarial import Adversarial
+from src.objectives.adversarial_training import AdversarialTraining
 from src.objectives.base import Loss, Objective
 from src.objectives.contrastive import Contrastive
 from src.objectives.cross_entropy import CrossEntropy
@@ -10,6 +11,7 @@ from src.objectives.variational import Variational
 
 __all__ = [
     "Adversarial",
+    "AdversarialTraining",
     "Contrastive",
     "CrossEntropy",
     "Distillation",
