@@ -27,6 +27,15 @@ class Gap(NamedTuple):
         return [(epoch, value - training[epoch]) for epoch, value in self.validation if epoch in training]
 
 
+class Sampled(NamedTuple):
+    """CIDEr-D of the captions of a few training pictures beside that of validation (src/overfitting.py)."""
+
+    training: Curve
+    validation: Curve
+    warned: int | None
+    """The epoch of the warning."""
+
+
 def _read(run: Path) -> list[dict[str, str]]:
     path = run / "metrics.csv"
     if not path.exists():
@@ -74,3 +83,22 @@ def read_gap(run: Path) -> Gap | None:
         if validation:  # training was measured otherwise
             return None
     return None
+
+
+def read_sampled(run: Path) -> Sampled | None:
+    """What callbacks.overfitting logged; None where it was off.
+
+    Raises:
+        ValueError: there is no metrics.csv, or it is damaged.
+    """
+    rows = _read(run)
+    training, validation, warned = (
+        _by_epoch(rows, column) for column in ("train_sample/CIDEr", "val/CIDEr", "gap/warning")
+    )
+    if not training:
+        return None
+    return Sampled(
+        [(epoch, found[-1]) for epoch, found in training.items()],
+        [(epoch, found[-1]) for epoch, found in validation.items()],
+        next(iter(warned), None),
+    )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from src.charts import DASHES, Bars, Line, Text, histogram, line_chart, ticks
-from src.curves import Gap, read_gap
+from src.curves import Gap, Sampled, read_gap, read_sampled
 from src.metrics import is_fraction
 from src.metrics.captions import METRICS
 from src.metrics.mistakes import Mistake
@@ -386,12 +386,18 @@ MEASURED = {
     "dropout, label smoothing if there is any, and while the weights still move: the gap is an underestimate.",
 }
 """What a gap's numbers are."""
+SAMPLED = (
+    "train_sample/CIDEr and val/CIDEr of metrics.csv: captions of a few training pictures, generated and scored as those "
+    "of validation."
+)
+WARNING = 3
+"""The colour and marker of a warning."""
 
 
 class Training(NamedTuple):
     """How far the evaluated runs were from their training captions."""
 
-    chart: Chart | None
+    charts: list[Chart]
     notes: list[Text]
     """Which columns these are, and of which runs there are none."""
     tables: list[tuple[str, list[tuple[str, str, str, str]]]]
@@ -399,27 +405,36 @@ class Training(NamedTuple):
 
 
 def training(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Training | None:
-    """Training and validation loss by epoch of the runs that the evaluations belong to; None where there are none."""
+    """Training and validation by epoch of the runs that the evaluations belong to: the loss, and the scores of
+    generated captions; None where there are none."""
     gaps: dict[Path, tuple[int, Gap | None]] = {}
+    sampled: dict[int, Sampled] = {}
     for i, each in enumerate(evaluations):
         run = _run_of(each)
         if run is None or run in gaps:
             continue
         try:
-            gaps[run] = i, read_gap(run)
+            gaps[run], generated = (i, read_gap(run)), read_sampled(run)
         except ValueError as error:
             log.warning("%s: no over-fitting gap in the report: %s", run, error)
+            continue
+        if generated is not None:
+            sampled[i] = generated
     found = [(i, gap) for i, gap in gaps.values() if gap is not None]
     notes = [both(MEASURED[measure], measure=measure) for measure in dict.fromkeys(gap.measure for _, gap in found)]
     without = "{name}: metrics.csv has no one measure of both training and validation, so no gap is shown."
     notes += [both(without, name=names[i]) for i, gap in gaps.values() if gap is None]
-    if not found:
-        return Training(None, notes, []) if notes else None
-    lines = []
-    for i, gap in found:
-        for of, curve, dash in (("training", gap.training, "2 2.5"), ("validation", gap.validation, "")):
-            name: Text = both(of) if len(found) == 1 else names[i] if of == "validation" else ""
-            lines.append(Line(name, curve, i, dash, hollow=of == "training"))
+    charts = [_losses(found, names)] if found else []
+    if sampled:
+        charts.append(_generated(sampled, names))
+        notes.append(both(SAMPLED))
+    if not (charts or notes):
+        return None
+    return Training(charts, notes, [(names[i], _by_epoch(gap)) for i, gap in found])
+
+
+def _losses(found: Sequence[tuple[int, Gap]], names: Sequence[str]) -> Chart:
+    lines = [line for i, gap in found for line in _pair(i, gap, names, len(found) == 1)]
     nats = all(gap.measure == "cross_entropy" for _, gap in found)
     svg = line_chart(
         lines,
@@ -439,7 +454,43 @@ def training(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Trainin
         for i, gap in found
         if gap.gap
     ]
-    return Training(Chart(svg, joined(words)), notes, [(names[i], _by_epoch(gap)) for i, gap in found])
+    return Chart(svg, joined(words))
+
+
+def _pair(i: int, curves: Gap | Sampled, names: Sequence[str], alone: bool, scale: float = 1) -> list[Line]:
+    """Training dotted and hollow, validation solid, in the colour of the evaluation."""
+    lines = []
+    for of, curve, dash in (("training", curves.training, "2 2.5"), ("validation", curves.validation, "")):
+        name: Text = both(of) if alone else names[i] if of == "validation" else ""
+        points = [(epoch, scale * value) for epoch, value in curve]
+        lines.append(Line(name, points, i, dash, hollow=of == "training"))
+    return lines
+
+
+def _generated(sampled: Mapping[int, Sampled], names: Sequence[str]) -> Chart:
+    """CIDEr-D of generated captions; the epoch of a warning is marked on the validation's line."""
+    lines = [line for i, each in sampled.items() for line in _pair(i, each, names, len(sampled) == 1, scale=100)]
+    words = [both("dotted: training, solid: validation")] if len(sampled) > 1 else []
+    marks: list[tuple[float, float]] = []
+    for i, each in sampled.items():
+        if each.warned is None:
+            words.append(both("{name}: no warning of over-fitting", name=names[i]))
+        else:
+            words.append(
+                both("{name}: warned of over-fitting after epoch {epoch}", name=names[i], epoch=str(each.warned))
+            )
+            marks += [(epoch, 100 * value) for epoch, value in each.validation if epoch == each.warned]
+    if marks:
+        lines.append(Line(both("warning"), marks, series=WARNING, dash="0 9"))
+    score = score_name("CIDEr")
+    svg = line_chart(
+        lines,
+        title=both("CIDEr of generated captions by epoch"),
+        across=both("epoch"),
+        up=_times_100(score),
+        size=SIZE,
+    )
+    return Chart(svg, joined(words))
 
 
 def _by_epoch(gap: Gap) -> list[tuple[str, str, str, str]]:

@@ -3,7 +3,7 @@ With `src/data/module.py` this is a batch's whole way from disk to loss."""
 
 import logging
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as lightning
@@ -72,6 +72,8 @@ class CaptioningModule(lightning.LightningModule):
         self.matched = None if model.matcher is None else GatheredVectors(model.matcher.size)
         self.scorer: tuple[list[int], CaptionScorer] | None = None
         self.captioned: dict[int, tuple[str, dict[str, float]]] = {}  # the last validation's captions and their scores
+        self.beside_validation: list[Callable[[], dict[str, float]]] = []
+        """What else is scored after each validation, in all processes, and logged by its full name."""
         self.fine_tuned = [p for p in model.encoder.backbone.parameters() if p.requires_grad]
         self.counted: Tensor | float = 0.0  # tokens since the last optimizer step, on this rank
         self.sums: dict[str, Tensor] = {}
@@ -185,9 +187,15 @@ class CaptioningModule(lightning.LightningModule):
         scores = self.trainer.strategy.broadcast(scores)
         for name, value in scores.items():
             self.log(f"val/{name}", value, prog_bar=name in ("CIDEr", "Bleu_4"))
+        for also in self.beside_validation:
+            self.log_dict(also())
+
+    def sentence(self, ids: Sequence[int]) -> str:
+        """A caption's ids, which may end in EOS and padding → its sentence."""
+        return self.tokenizer.join(self.vocabulary.decode(ids))
 
     def _score(self, index: list[int], ids: list[list[int]]) -> dict[str, float]:
-        captions = {str(i): self.tokenizer.join(self.vocabulary.decode(row)) for i, row in zip(index, ids, strict=True)}
+        captions = {str(i): self.sentence(row) for i, row in zip(index, ids, strict=True)}
         if self.scorer is None or self.scorer[0] != index:
             references = {str(i): list(self.references[i]) for i in index}
             self.scorer = (

@@ -92,6 +92,13 @@ CHINESE = {
     "且权重仍在变化：差距被低估。",
     "{name}: metrics.csv has no one measure of both training and validation, so no gap is shown.": "{name}："
     "metrics.csv 中训练与验证没有同一指标，故不显示差距。",
+    "train_sample/CIDEr and val/CIDEr of metrics.csv: captions of a few training pictures, generated and scored as "
+    "those of validation.": "metrics.csv 的 train_sample/CIDEr 与 val/CIDEr：少量训练图片的生成描述，"
+    "其生成与评分方式同验证。",
+    "CIDEr of generated captions by epoch": "逐轮生成描述的 CIDEr",
+    "{name}: no warning of over-fitting": "{name}：无过拟合警告",
+    "{name}: warned of over-fitting after epoch {epoch}": "{name}：第 {epoch} 轮后出现过拟合警告",
+    "warning": "警告",
     "In numbers": "数值",
     # mistakes
     "Said wrongly": "说错的词",

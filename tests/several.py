@@ -20,6 +20,7 @@ from src.distributed import place
 from src.generation import BeamSearch, SampleSearch
 from src.model import build
 from src.objectives import Adversarial, Contrastive, CrossEntropy, Objective, SelfCritical, Variational
+from src.overfitting import OverfittingGuard
 from src.strategies import DataParallel, FullySharded, trainer_arguments, whole
 from src.training import CaptioningModule, ShardedCaptioningModule
 from tests.conftest import tiny_config
@@ -141,7 +142,7 @@ def trained(case: Case, shapes: Path, folder: Path, world: int) -> dict[str, Any
         max_epochs=2,
         accumulate_grad_batches=case.accumulate,
         gradient_clip_val=case.clip,
-        callbacks=[MovingAverage(0.8, 1)] if case.averaged else [],
+        callbacks=[OverfittingGuard(5), *([MovingAverage(0.8, 1)] if case.averaged else [])],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -160,7 +161,8 @@ def trained(case: Case, shapes: Path, folder: Path, world: int) -> dict[str, Any
     trainer.save_checkpoint(path)
     kept = torch.load(path, weights_only=True)["state_dict"]
     weights = {name: each.clone() for name, each in whole(module.state_dict()).items()}
-    scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    logged = ("val/", "train_sample/", "gap/")
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(logged)}
     learned = any(not torch.equal(each, weights[name]) for name, each in before.items())
     return {"weights": weights, "kept": kept, "scores": scores, "learned": learned, "said": len(module.captioned)}
 

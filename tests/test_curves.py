@@ -1,7 +1,7 @@
 import pytest
 
 from src import runs
-from src.curves import read_curve, read_gap
+from src.curves import Sampled, read_curve, read_gap, read_sampled
 
 
 def write(run, rows):
@@ -45,6 +45,16 @@ def test_the_gap_is_of_means_over_an_epochs_steps(tmp_path):
     assert read_gap(run) is None, "a reward is no cross-entropy"
     with pytest.raises(ValueError, match="metrics.csv: no such file"):
         read_gap(tmp_path / "b")
+
+
+def test_the_sample_stands_beside_validation(tmp_path):
+    write(tmp_path / "a", ["0,9,3.1,", "0,10,,0.2"])
+    assert read_sampled(tmp_path / "a") is None, "it was off"
+    rows = ["0,10,0.2,0.3,", "1,20,0.35,0.5,", "2,30,0.1,0.9,3.0"]
+    (tmp_path / "a" / "metrics.csv").write_text(
+        "epoch,step,val/CIDEr,train_sample/CIDEr,gap/warning\n" + "\n".join(rows) + "\n"
+    )
+    assert read_sampled(tmp_path / "a") == Sampled([(1, 0.3), (2, 0.5), (3, 0.9)], [(1, 0.2), (2, 0.35), (3, 0.1)], 3)
 
 
 def test_the_command_draws_the_runs_that_are_asked_for(tmp_path, capsys):

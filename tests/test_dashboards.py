@@ -93,6 +93,7 @@ def test_metrics_csv_holds_every_key(run):
     assert [row["step"] for row in validations] == [3, 7]
     scores = {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr", "exact_match", "distinct_words"}
     scores = {f"val/{name}" for name in [*scores, "mean_length", "loss", "cross_entropy", "token_accuracy"]}
+    scores |= {"train_sample/CIDEr", "gap/CIDEr"}
     assert all(set(row) == scores | {"step", "epoch"} for row in validations)
 
 

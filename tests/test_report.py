@@ -344,6 +344,25 @@ def test_the_gap_by_epoch_is_that_of_cross_entropy(tmp_path):
     assert gap_table(page)[-1] == "+0.250", "and of the run that the captioner is from"
 
 
+def test_generated_captions_of_training_are_drawn_beside_those_of_validation(tmp_path):
+    for name, warned in (("run", ",2"), ("well", ",")):
+        (tmp_path / name).mkdir()
+        rows = [f"0,0.2,0.3,", f"1,0.1,0.6{warned}"]
+        (tmp_path / name / "metrics.csv").write_text(
+            "epoch,val/CIDEr,train_sample/CIDEr,gap/warning\n" + "\n".join(rows) + "\n"
+        )
+    page, html = report(tmp_path, evaluation(tmp_path / "run" / "eval" / "val", {"1": "x"}))
+    chart = svgs(html)["CIDEr of generated captions by epoch"]
+    lines = [each.get("points").split() for each in chart.findall(".//{*}polyline")]
+    training, validation, mark = ([float(y) for _, y in (p.split(",") for p in line)] for line in lines)
+    assert training[1] < training[0] < validation[0] < validation[1], "higher is further up"
+    assert len(mark) == 1 and lines[2][0] == lines[1][1], "the second epoch of validation"
+    assert "run: warned of over-fitting after epoch 2" in page.texts("p", "note")
+    page, html = report(tmp_path, evaluation(tmp_path / "well" / "eval" / "val", {"1": "x"}))
+    assert "well: no warning of over-fitting" in page.texts("p", "note")
+    assert len(svgs(html)["CIDEr of generated captions by epoch"].findall(".//{*}polyline")) == 2
+
+
 def test_where_there_is_no_cross_entropy_the_gap_is_the_losses(tmp_path):
     (tmp_path / "run").mkdir()
     lines = [line.split(",") for line in METRICS.split()]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +64,7 @@ class CiderD:
 
     def __init__(self, references: Mapping[str, Sequence[str]], frequencies: DocumentFrequencies | None = None) -> None:
         frequencies = frequencies or DocumentFrequencies.of(references.values())
+        self._counts = frequencies.counts
         # An n-gram that no reference has counts as if one had it.
         self._unseen = math.log(frequencies.images) if frequencies.images else 0.0
         self._idf = {ngram: self._unseen - math.log(number) for ngram, number in frequencies.counts.items()}
@@ -87,20 +88,29 @@ class CiderD:
         vectors = self._vectors(references)
         return [self._score(vectors, caption) for caption in captions]
 
+    def score_newcomer(self, references: Sequence[str], caption: str) -> float:
+        """CIDEr-D of a caption of an image that is not among those that the document frequencies are of, as if it were
+        one of them: every n-gram that its references have occurs in one more."""
+        own = {ngram for reference in references for ngram in _count(reference)}
+        more = {ngram: self._unseen - math.log(self._counts.get(ngram, 0) + 1) for ngram in own}
+        idf = ChainMap(more, self._idf)
+        return self._score([self._vector(_count(each), idf) for each in references], caption, idf)
+
     def _vectors(self, captions: Sequence[str]) -> list[_Vector]:
         return [self._vector(_count(caption)) for caption in captions]
 
-    def _score(self, references: Sequence[_Vector], caption: str) -> float:
-        candidate = self._vector(_count(caption))
+    def _score(self, references: Sequence[_Vector], caption: str, idf: Mapping[NGram, float] | None = None) -> float:
+        candidate = self._vector(_count(caption), idf)
         total = sum(_similarity(candidate, reference) for reference in references)
         return 10.0 * total / (ORDERS * len(references))
 
-    def _vector(self, counts: Mapping[NGram, int]) -> _Vector:
+    def _vector(self, counts: Mapping[NGram, int], idf: Mapping[NGram, float] | None = None) -> _Vector:
+        idf = self._idf if idf is None else idf
         weights: list[dict[NGram, float]] = [{} for _ in range(ORDERS)]
         squares, length = [0.0] * ORDERS, 0
         for ngram, count in counts.items():
             order = len(ngram) - 1
-            weight = count * self._idf.get(ngram, self._unseen)
+            weight = count * idf.get(ngram, self._unseen)
             weights[order][ngram] = weight
             squares[order] += weight * weight
             if order == 1:

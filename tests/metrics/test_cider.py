@@ -51,3 +51,14 @@ def test_samples_are_scored_by_cached_document_frequencies(tokenized, tmp_path):
     several = [caption for (caption,) in list(candidates.values())[:4]]
     one_by_one = [cider.score_samples(references[image], [caption])[0] for caption in several]
     assert cider.score_samples(references[image], several) == one_by_one
+
+
+def test_a_newcomer_is_scored_as_if_it_were_one_of_them(tokenized):
+    references, candidates = tokenized
+    image = list(references)[3]
+    rest = {name: group for name, group in references.items() if name != image}
+    frequencies = DocumentFrequencies.of(references.values())._replace(images=len(rest))
+    expected = CiderD({image: references[image]}, frequencies).score_one(image, candidates[image][0])
+    assert CiderD(rest).score_newcomer(references[image], candidates[image][0]) == pytest.approx(expected) and expected
+    known = CiderD(references).score_newcomer(references[image], candidates[image][0])
+    assert known != pytest.approx(expected), "one that is there already would count twice"
