@@ -36,6 +36,7 @@ from src.encoders.pretrained import PretrainedBackbone
 from src.help import no_field, shown
 from src.initial import VOCABULARIES, freeze
 from src.metrics.captions import METRICS
+from src.metrics.groups import GroupWords
 from src.metrics.java import INSTALL_JAVA, find_java
 from src.metrics.retrieval import RETRIEVAL
 from src.model import TRAINING, ConfigError, build, instantiate, locate
@@ -81,6 +82,7 @@ FIELDS: dict[str, Any] = {
     "training": str | None,
     "spice": str | None,
     "clip": str | None,
+    "groups": str | None,
     "per_image": PerImage,
     "diversity": int | None,
     "rerank": int | None,
@@ -486,6 +488,8 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
     for name in ("spice", "clip", "images"):
         if here and config[name] and not Path(config[name]).is_dir():
             raise ConfigError(f"{name}={config[name]}: no such folder")
+    if here and config["groups"]:
+        GroupWords.load(Path(config["groups"]))
     if source == "model":
         _check_model_evaluation(config, here)
     _check_devices(config["device"], config["devices"], here)

@@ -53,6 +53,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         leave_one_out=config["leave_one_out"],
         spice=Path(config["spice"]) if config["spice"] else None,
         clip=Path(config["clip"]) if config["clip"] else None,
+        groups=Path(config["groups"]) if config["groups"] else None,
     )
     of = {"model": _of_model, "predictions": _of_predictions, "baseline": _of_baseline}[source]
     with together() as here:

@@ -26,11 +26,12 @@ from src.data.module import CaptionData
 from src.decoders.base import map_tensors
 from src.distributed import Place, exchange, place
 from src.metrics import diversity as differences
+from src.metrics.groups import flat_scores
 from src.objectives.cross_entropy import CrossEntropy
 from src.overview import score_text
 from src.recall import recall_of
 from src.report import write_report
-from src.results import Looks, PerImage, make_folder, read_results, references_digest, write_results
+from src.results import GROUPS, MEMORY, Looks, PerImage, make_folder, read_results, references_digest, write_results
 from src.scoring import Scored, Scorer, Scoring, read_nouns
 
 log = logging.getLogger(__name__)
@@ -329,7 +330,9 @@ def keep(
         looks: where words looked.
         per_image, pictures: as in `evaluate`.
     """
-    scores = {**scored.corpus, **more}
+    people = scorer.people(captions, scored)
+    memory = scorer.memory(captions, own=record.get("split") == "train")
+    scores = {**scored.corpus, **(flat_scores(people) if people else {}), **more}
     meta = {
         "references": references_digest(scorer.references),
         "tokenization": scored.tokenizer,
@@ -342,14 +345,16 @@ def keep(
     }
     for alarm in scored.alarms:
         log.warning("%s: %s", output, alarm)
-    write_results(output, captions, scorer.references, scored, scores, meta, looks, per_image)
+    beside = {GROUPS: people, MEMORY: memory}
+    write_results(output, captions, scorer.references, scored, scores, meta, looks, per_image, beside)
     write_report(output / "report.html", [read_results(output)], pictures=pictures, images=scorer.images)
     return scores
 
 
 def recorded(how: Scoring) -> dict[str, Any]:
     """What meta.json says of how captions were scored."""
-    folders = {name: None if path is None else str(path) for name, path in (("spice", how.spice), ("clip", how.clip))}
+    files = (("spice", how.spice), ("clip", how.clip), ("groups", how.groups))
+    folders = {name: None if path is None else str(path) for name, path in files}
     return {"metrics": list(how.metrics), "leave_one_out": how.leave_one_out, **folders}
 
 

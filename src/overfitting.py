@@ -169,11 +169,11 @@ class OverfittingGuard(lightning.Callback):
             self.warned = epoch
             log.warning(
                 "over-fitting after epoch %d: val/%s has fallen from %.3f (epoch %d) to %.3f, more than %g standard "
-                "errors of %.3f, while that of %d training pictures rose from %.3f to %.3f. Fewer epochs "
-                "(trainer.max_epochs=%d), more dropout (decoder.dropout) or transform=augmented help; best.ckpt and the "
-                "bundle stay those of the best epoch",
+                "errors of %.3f, while that of %d training pictures rose from %.3f to %.3f. What helps: fewer epochs "
+                "(trainer.max_epochs=%d), more dropout (decoder.dropout), transform=augmented; where val/%s chooses "
+                "(callbacks.checkpoint.monitor), best.ckpt and the bundle stay those of the best epoch",
                 *(epoch, SCORE, best.mean(), self.best["epoch"], mean, NOISE, error),
-                *(len(self.references), self.best["train"], train, self.best["epoch"]),
+                *(len(self.references), self.best["train"], train, self.best["epoch"], SCORE),
             )
             found["gap/warning"] = float(epoch)
         return found

@@ -387,8 +387,8 @@ MEASURED = {
 }
 """What a gap's numbers are."""
 SAMPLED = (
-    "train_sample/CIDEr and val/CIDEr of metrics.csv: captions of a few training pictures, generated and scored as those "
-    "of validation."
+    "train_sample/CIDEr and val/CIDEr of metrics.csv: captions of a few training pictures, generated and scored as "
+    "those of validation."
 )
 WARNING = 3
 """The colour and marker of a warning."""
@@ -528,3 +528,123 @@ def mistakes(evaluation: Evaluation) -> dict[str, tuple[int, list[Mistake]]]:
         kind: (max((row.of for row in rows[:MOST_MISTAKES]), default=1), rows[:MOST_MISTAKES])
         for kind, rows in evaluation.mistakes.items()
     }
+
+
+# ---------------------------------------------------------------- people, and training's own words
+
+
+class Table(NamedTuple):
+    """Rows of numbers under a title."""
+
+    title: Text
+    note: Text
+    heads: list[Text]
+    rows: list[list[Text]]
+
+
+def people(evaluation: Evaluation) -> list[Table]:
+    """What captions say of people's gender and age beside what references say (groups.json); empty where these name
+    nobody."""
+    found = evaluation.people
+    if found is None:
+        return []
+    rows: list[list[Text]] = [
+        [known(group), _percent(each["references"]), _percent(each["captions"])]
+        for group, each in found["words"].items()
+        if each["references"] or each["captions"]
+    ]
+    tables = [
+        Table(both("Words of people"), both("% of sentences that say one"), _heads("", "references", "captions"), rows)
+    ]
+    for name, each in found["attributes"].items():
+        tables += _by_value(known(name), each)
+    return tables
+
+
+def _heads(*names: str) -> list[Text]:
+    return [known(name) for name in names]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _by_value(name: Text, found: Mapping[str, Any]) -> list[Table]:
+    """Of an attribute: labels and what captions say, errors, scores, and what goes with wrong words."""
+    table = found["table"]
+    kinds = [kind for kind in table if any(table[kind].values()) or any(row[kind] for row in table.values())]
+    rows: list[list[Text]] = [[known(kind), *(str(table[kind][own]) for own in kinds)] for kind in kinds]
+    note = both("rows: the picture’s label; columns: what the caption says")
+    tables = [Table(both("{name}: pictures", name=name), note, _heads("", *kinds), rows)]
+    errors: list[list[Text]] = [
+        [known(value), f"{each['wrong']} / {each['of']}", *_rates(each)] for value, each in found["errors"].items()
+    ]
+    if found["guessed"]["of"]:
+        each = found["guessed"]
+        errors.append([both("said of none"), f"{each['wrong']} / {each['of']}", *_rates(each)])
+    ratios = [" : ".join(str(found[of][value]) for value in found["values"]) for of in ("references", "captions")]
+    note = both(
+        "captions that say another value; {values} are {references} by labels, {captions} in captions",
+        values=" : ".join(found["values"]),
+        references=ratios[0],
+        captions=ratios[1],
+    )
+    heads = _heads("", "wrong", "%", "95 % interval")
+    tables.append(Table(both("{name}: errors", name=name), note, heads, errors))
+    scores: list[list[Text]] = []
+    for each in found["scores"]:
+        scale = 100 if is_fraction(each["score"]) else 1
+        values = [scale * each["scores"][each[which]] for which in ("first", "second")]
+        low, high = (scale * each[end] for end in ("low", "high"))
+        star = "*" if low > 0 or high < 0 else ""
+        apart = f"{values[0] - values[1]:+.1f}{star} ({low:+.1f} … {high:+.1f})".replace("-", "−")
+        scores.append(
+            [score_name(each["score"]), f"{each['first']} − {each['second']}", *(f"{v:.1f}" for v in values), apart]
+        )
+    if scores:
+        note = both("* the 95 % interval of the difference leaves out 0 (bootstrap over pictures, no correction)")
+        heads = _heads("Score", "groups", "first", "second", "difference")
+        tables.append(Table(both("{name}: scores", name=name), note, heads, scores))
+    context: list[list[Text]] = [
+        [each["concept"], f"{each['label']} → {each['said']}", f"{each['wrong']} / {each['of']}"]
+        for each in found["context"]
+    ]
+    if context:
+        note = both("of captions that say the concept, those with the wrong word")
+        tables.append(
+            Table(both("{name}: what goes with errors", name=name), note, _heads("", "label → said", "wrong"), context)
+        )
+    return tables
+
+
+def _rates(each: Mapping[str, Any]) -> list[str]:
+    share = each["wrong"] / each["of"] if each["of"] else 0.0
+    return [_percent(share), f"{_percent(each['low'])} – {_percent(each['high'])}"]
+
+
+def memory(evaluation: Evaluation) -> list[Table]:
+    """How much of the captions stands word for word in training (memory.json), and which most often."""
+    found = evaluation.memory
+    if found is None:
+        return []
+    rows: list[list[Text]] = []
+    for who in ("captions", "references"):
+        each = found if who == "captions" else found.get("people")
+        if each:
+            rows.append([both(who), _percent(each["share"]), f"{each['run']:.1f}", f"{each['length']:.1f}"])
+    if "own" in found:
+        rows.append([both("captions of the same picture"), _percent(found["own"]), "", ""])
+    heads = _heads("", "word for word, %", "longest run, words", "length, words")
+    note = both("the longest run: words on end that stand so in one training caption, the mean")
+    tables = [Table(both("In training"), note, heads, rows)]
+    often: list[list[Text]] = [
+        [each["caption"], str(each["images"]), str(each["training"])] for each in found["captions"]
+    ]
+    if often:
+        heads = _heads("caption", "pictures", "in training")
+        tables.append(
+            Table(
+                both("Most often"), both("how many pictures get it, and how often it stands in training"), heads, often
+            )
+        )
+    return tables

@@ -88,6 +88,8 @@ def write_report(
         charts=overview.length_charts(evaluations, names, measure),
         training=overview.training(evaluations, names),
         mistakes=[overview.mistakes(each) for each in evaluations],
+        people=[overview.people(each) for each in evaluations],
+        memory=[overview.memory(each) for each in evaluations],
         columns={column: score_name(column) for column in first.columns},
         groups=_group_names(names),
         how_chosen=_how_chosen(names, measure, seed),

@@ -26,6 +26,8 @@ PerImage = Literal["csv", "parquet"]
 """What the scores of single images are kept as."""
 META = "meta.json"
 """Written last: it never stands beside older results."""
+GROUPS, MEMORY = "groups.json", "memory.json"
+"""Captions by groups of people, and how much of them stands in training, where there is such."""
 
 
 class Looks(NamedTuple):
@@ -65,12 +67,17 @@ def write_results(
     meta: Mapping[str, Any],
     looks: Mapping[str, Looks] | None = None,
     per_image: PerImage = "csv",
+    beside: Mapping[str, Mapping[str, Any] | None] | None = None,
 ) -> None:
     """Write scores.json, captions.tsv, references.tsv, per_image.csv (or .parquet), statistics.npz, mistakes.json,
-    attention.npz where there is any, and meta.json; what an earlier evaluation left is replaced."""
+    attention.npz where there is any, what stands `beside` them by its file's name, and meta.json; what an earlier
+    evaluation left is replaced."""
     make_folder(folder)
-    for name in (META, "per_image.csv", "per_image.parquet", "attention.npz"):
+    for name in (META, "per_image.csv", "per_image.parquet", "attention.npz", GROUPS, MEMORY):
         (folder / name).unlink(missing_ok=True)
+    for name, found in (beside or {}).items():
+        if found is not None:
+            write_atomically(folder / name, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "scores.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "captions.tsv", "".join(f"{name}\t{text}\n" for name, text in captions.items()))
     rows = [f"{name}\t{' '.join(text.split())}\n" for name, group in references.items() for text in group]
@@ -180,6 +187,16 @@ class Evaluation:
         """Words said `wrong`ly, and words `missed`."""
         table = _json(self.folder / "mistakes.json")
         return {kind: [Mistake(*row) for row in rows] for kind, rows in table.items()}
+
+    @cached_property
+    def people(self) -> dict[str, Any] | None:
+        """Captions by groups of people (src/metrics/groups.py), where references name any."""
+        return _json(self.folder / GROUPS) if (self.folder / GROUPS).exists() else None
+
+    @cached_property
+    def memory(self) -> dict[str, Any] | None:
+        """How much of the captions stands in training (src/metrics/memory.py), where that was known."""
+        return _json(self.folder / MEMORY) if (self.folder / MEMORY).exists() else None
 
     @cached_property
     def looks(self) -> dict[str, Looks]:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from src.metrics.bleu import bleu_of
 from src.metrics.captions import METRICS, CaptionScorer, Scores, Tokenization
 from src.metrics.content import PARTS, ContentWords, content_recall
 from src.metrics.degenerate import degenerate
+from src.metrics.groups import GroupWords, group_report
+from src.metrics.memory import memory_report
 from src.metrics.meteor import meteor_of
 from src.metrics.mistakes import Mistake, left_out, wrongly_said
 from src.metrics.named import named_shares
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 
 BY_WORD = "_word"
 """What the names of scores end in that are of Chinese words rather than of characters."""
+BY_GROUP = (*METRICS, "CLIPScore")
+"""Scores that are set beside one another by groups of people."""
 ASK_FOR = {
     "SPICE": "name the folder of its parser: spice=DIR (docs/scores.md)",
     "CLIPScore": "name the folder of a CLIP: clip=DIR (docs/scores.md)",
@@ -45,6 +50,8 @@ class Scoring:
     """The folder of CoreNLP's jars."""
     clip: Path | None = None
     """The folder of a CLIP."""
+    groups: Path | None = None
+    """A list of people's words by group (src/metrics/groups.py); None: ours."""
     cache: Path | None = None
     """The folder where tokenized references are kept."""
 
@@ -117,7 +124,8 @@ class Scorer:
             self.clip = ClipScorer(how.clip)
         self.words = ContentWords.load()
         self._plain = MixedTokenizer()
-        self.training = None if training is None else {self._known(caption) for caption in training}
+        self.groups = GroupWords.load(how.groups)
+        self.training = None if training is None else Counter(self._known(caption) for caption in training)
 
     def _known(self, caption: str) -> str:
         return " ".join(self._plain.tokens(caption))
@@ -127,6 +135,25 @@ class Scorer:
         if self.training is None:
             return None
         return float(np.mean([self._known(caption) not in self.training for caption in captions]))
+
+    def people(self, captions: Mapping[str, str], scored: Scored) -> dict[str, Any] | None:
+        """Captions and their scores by groups of people (`group_report`); None where no reference names anybody."""
+        columns = {name: np.array([row.get(name, np.nan) for row in scored.per_image.values()]) for name in BY_GROUP}
+        each = {name: measured(name, scored.statistics, columns[name]) for name in BY_GROUP if name in scored.corpus}
+        known = {name: its for name, its in each.items() if its is not None and np.isfinite(its.statistics).all()}
+        return group_report(captions, self.foldings[0][1], self.groups, self.words, known)
+
+    def memory(self, captions: Mapping[str, str], own: bool = False) -> dict[str, Any] | None:
+        """How much of the captions stands in training (`memory_report`), whose images these are, or not; None where
+        that is not known."""
+        if self.training is None:
+            return None
+        references = {image: [self._known(text) for text in group] for image, group in self.foldings[0][1].items()}
+        said = {image: self._known(caption) for image, caption in captions.items()}
+        found = memory_report(said, references, self.training, own)
+        for row in found["captions"]:
+            row["caption"] = self._plain.join(row["caption"].split())
+        return found
 
     def score(self, captions: Mapping[str, str] | None) -> Scored:
         """Score one raw caption for every image; None, with `leave_one_out`: the references themselves, each against

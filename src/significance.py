@@ -4,6 +4,7 @@ A score of a set of pictures is a function of sums over them (BLEU of n-gram cou
 so that a set drawn anew costs one product of matrices, whatever the score.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -86,6 +87,17 @@ def interval(scores: np.ndarray, level: float = 0.95) -> Interval:
     """The percentile interval of drawn scores or differences (draws,); `level` is the share of them inside."""
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
+
+
+def wilson(times: int, of: int) -> Interval:
+    """The 95 % interval of a share, `times` of `of`, that holds near 0 and 1 too (Wilson, 1927,
+    https://doi.org/10.1080/01621459.1927.10502953); of nothing, all of [0, 1]."""
+    if not of:
+        return Interval(0.0, 1.0)
+    z, share = 1.959963984540054, times / of
+    middle = (share + z * z / (2 * of)) / (1 + z * z / of)
+    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of)) / (1 + z * z / of)
+    return Interval(max(0.0, middle - half), min(1.0, middle + half))
 
 
 def randomization(first: Measured, others: Sequence[Measured], draws: int = 10_000, seed: int = 0) -> list[float]:

@@ -51,7 +51,9 @@ from src.files import room_among, write_atomically
 from src.initial import freeze, initialise, started
 from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
+from src.metrics.groups import summary as people_summary
 from src.model import TRAINING, build, instantiate
+from src.results import read_results
 from src.runs import BEFORE, LAST, STATUS, checkpoints, last_checkpoint, recorded, run_folder
 from src.strategies import FullySharded, processes_to_start, trainer_arguments, whole
 from src.sweeps import sweep_job
@@ -316,7 +318,8 @@ def _train(
         results |= {f"eval/{split}/{name}": value for name, value in scores.items()}
     if first:
         if scores:
-            save_bundle(run / "bundle", bundle, scores)
+            people = read_results(run, splits[-1]).people
+            save_bundle(run / "bundle", bundle, scores, card=people_summary(people) if people else "")
         files = [Path(best_path)] if best_path else []
         files += [path for path in checkpoints(run)[:1] if path not in files]
         end(trainer.loggers, results, trainer.global_step, bundle=run / "bundle", checkpoints=files)

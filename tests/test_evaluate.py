@@ -246,6 +246,36 @@ def test_several_predictions_a_picture(shapes, tmp_path):
     assert scores["distinct_share"] == pytest.approx(1 / 4)
 
 
+def test_people_and_what_is_learned_by_heart(shapes, tmp_path):
+    """Files beside the scores, sections of the report; a list of one's own; nothing left of an earlier evaluation."""
+    references = {"1": ["a woman sits", "a lady"], "2": ["a man sits", "a guy"], "3": ["a dog", "the dog"]}
+    rows = [f"{image}.png\t{text}\n" for image, group in references.items() for text in group]
+    (tmp_path / "refs.tsv").write_text("".join(rows))
+    (tmp_path / "train.tsv").write_text("x.png\ta man sits\ny.png\ta man sits\nz.png\ta cat\n")
+    (tmp_path / "said.tsv").write_text("1.png\ta man sits\n2.png\ta man sits\n3.png\ta dog runs\n")
+    fields = [f"predictions={tmp_path / 'said.tsv'}", f"output={tmp_path / 'out'}", f"data.cache_dir={tmp_path}"]
+    fields += ["metrics=[CIDEr]", f"training={tmp_path / 'train.tsv'}", "pictures=0"]
+    evaluate_only(*fields, f"references={tmp_path / 'refs.tsv'}")
+    found = read_results(tmp_path / "out")
+    assert found.scores["gender_error"] == 0.5 and found.meta["groups"] is None
+    assert found.people["attributes"]["gender"]["table"]["women"]["men"] == 1
+    assert found.memory["share"] == pytest.approx(2 / 3) == 1 - found.scores["novel_share"]
+    assert found.memory["people"]["share"] == pytest.approx(1 / 6)
+    assert found.memory["captions"] == [{"caption": "a man sits", "images": 2, "training": 2}]
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="people"' in html and "描述中的人物" in html and 'id="memory"' in html and "1 / 1" in html
+    (tmp_path / "own.tsv").write_text("group\tkind\tEnglish\tChinese\npet\tpets\tdog, cat\t狗\n")
+    evaluate_only(*fields, f"references={tmp_path / 'refs.tsv'}", f"groups={tmp_path / 'own.tsv'}")
+    found = read_results(tmp_path / "out")
+    assert list(found.people["attributes"]) == ["kind"] and "gender_error" not in found.scores
+    assert found.meta["groups"] == str(tmp_path / "own.tsv")
+    (tmp_path / "refs.tsv").write_text("".join(f"{n}.png\ta blue square\n" for n in "123"))
+    evaluate_only(*fields[:-2], f"references={tmp_path / 'refs.tsv'}", "pictures=0")
+    assert read_results(tmp_path / "out").people is None and read_results(tmp_path / "out").memory is None
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert 'id="people"' not in html and 'id="memory"' not in html
+
+
 @pytest.mark.parametrize("baseline", ["typical", "random", "neighbours", "human"])
 def test_baselines(shapes, tmp_path, baseline):
     fields = [f"baseline={baseline}", "data=tsv", f"data.root={shapes}", "data.train=train.tsv", "data.val=val.tsv"]
@@ -274,6 +304,7 @@ def test_baselines(shapes, tmp_path, baseline):
         (["predictions=x", "images=."], "images=.: it goes with references=FILE"),
         (["predictions=x", "references=y", "images=nowhere"], "images=nowhere: no such folder"),
         (["predictions=x", "references=y", "spice=nowhere"], "spice=nowhere: no such folder"),
+        (["predictions=x", "references=y", "groups=nowhere"], "groups=nowhere: cannot be read"),
         (["predictions=nowhere.tsv", "references=nowhere.tsv"], "nowhere.tsv: no such file"),
         (["baseline=random", "data=tsv", "data.root=ROOT", "data.val=val.tsv", "split=val"], "data.train is not set"),
         (["baseline=random", "diversity=2"], "diversity=2: baseline=.* has no use for it"),

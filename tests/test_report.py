@@ -347,7 +347,7 @@ def test_the_gap_by_epoch_is_that_of_cross_entropy(tmp_path):
 def test_generated_captions_of_training_are_drawn_beside_those_of_validation(tmp_path):
     for name, warned in (("run", ",2"), ("well", ",")):
         (tmp_path / name).mkdir()
-        rows = [f"0,0.2,0.3,", f"1,0.1,0.6{warned}"]
+        rows = ["0,0.2,0.3,", f"1,0.1,0.6{warned}"]
         (tmp_path / name / "metrics.csv").write_text(
             "epoch,val/CIDEr,train_sample/CIDEr,gap/warning\n" + "\n".join(rows) + "\n"
         )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.metrics.bleu import bleu, bleu_counts, bleu_of
-from src.significance import Measured, bootstrap, holm, interval, mean_of, randomization, ratio
+from src.significance import Measured, bootstrap, holm, interval, mean_of, randomization, ratio, wilson
 
 
 def test_the_interval_of_a_share_is_the_binomial_one():
@@ -106,3 +106,12 @@ def test_holm():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_wilsons_interval_is_scipys():
+    from scipy.stats import binomtest
+
+    for times, of in ((0, 7), (3, 7), (62, 219), (40, 40)):
+        theirs = binomtest(times, of).proportion_ci(method="wilson")
+        assert wilson(times, of) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert wilson(0, 0) == (0, 1)
