@@ -178,6 +178,7 @@ def _train(
         write_atomically(run / "config.yaml", yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
     if "val" not in data.tables:
         raise ValueError(NO_VALIDATION)
+    data.check_leaks()
     vocabulary = data.vocabulary
     control = asked(vocabulary, tags=data.control.validate) if data.control else []
     asked(vocabulary, tags=data.control.default if data.control else None)  # one that is not there is refused now

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from src.data.control import Control, ControlError, by_default, check_tags, with_tags
 from src.data.features import cached_features, features_key
 from src.data.images import ImageError, Pictures
+from src.data.leaks import Leaks, exact_leaks, leaks_told, write_leaks
 from src.data.regions import RegionFiles, padded
 from src.data.shards import (
     OnBadShard,
@@ -36,7 +37,7 @@ from src.data.tsv import OnBadRow, Verify, check_fractions, read_tsv, split_by_i
 from src.data.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from src.encoders.base import Encoder, Features
 from src.encoders.precomputed import Regions
-from src.interruption import undisturbed
+from src.interruption import is_first, undisturbed
 from src.ranges import at_least
 
 log = logging.getLogger(__name__)
@@ -399,6 +400,7 @@ class CaptionData(lightning.LightningDataModule):
         regions: of the images, computed beforehand: these are read, and checked by `verify`, instead of the images.
         control: which control tokens captions are given.
         seed: of the order.
+        leaks: warn, error or off: what `check_leaks` does where splits share pictures.
     """
 
     def __init__(
@@ -430,6 +432,7 @@ class CaptionData(lightning.LightningDataModule):
         regions: RegionFiles | None = None,
         control: Control | None = None,
         seed: int = 0,
+        leaks: Leaks = "warn",
     ) -> None:
         check_fields(locals())
         super().__init__()
@@ -439,7 +442,7 @@ class CaptionData(lightning.LightningDataModule):
         self.shards: dict[str, Shards] = {}
         self.preprocess, self.tokenizer = preprocess, tokenizer
         self.batch_size, self.eval_batch_size, self.captions_per_image = batch_size, eval_batch_size, captions_per_image
-        self.max_tokens, self.workers, self.seed = max_tokens, workers, seed
+        self.max_tokens, self.workers, self.seed, self.leaks = max_tokens, workers, seed, leaks
         self.verify, self.on_bad_row, self.regions, self.control = verify, on_bad_row, regions, control
         files = {"train": train, "val": val, "test": test}
         self.tables: dict[str, Captions] = {}
@@ -498,6 +501,27 @@ class CaptionData(lightning.LightningDataModule):
         else:
             listed.unlink(missing_ok=True)  # an earlier list is no longer true
         return table
+
+    def check_leaks(self) -> None:
+        """Before training, look for pictures that stand in several splits byte for byte (`exact_leaks`), unless
+        `leaks` is off; list them beside the skipped rows. Shards, whose manifests know no picture's content, and
+        regions without pictures are not looked at.
+
+        Raises:
+            ValueError: with `leaks` error, there are some.
+        """
+        if self.leaks == "off":
+            return
+        found = exact_leaks(
+            {name: each.images for name, each in self.tables.items() if name not in self.shards}, self.root
+        )
+        listed = self.cache_dir / f"{self.root.resolve().name}.leaks.tsv"
+        if is_first():
+            write_leaks(listed, found)
+        if found and self.leaks == "error":
+            raise ValueError(f"data.leaks=error: {leaks_told(found, listed)}")
+        if found and is_first():
+            log.warning("data: %s", leaks_told(found, listed))
 
     def words(self, name: str) -> Words:
         """The words of a split's captions."""
