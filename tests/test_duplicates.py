@@ -125,6 +125,52 @@ def test_a_stopped_call_is_taken_up(bundles, tmp_path, monkeypatch, capsys):  # 
     assert [row.split("\t")[1][-5:] for row in (tmp_path / "groups.tsv").read_text().splitlines()] == ["0.png", "5.png"]
 
 
+def test_across_splits_only_pairs_of_different_ones_count(bundles, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "images").mkdir()
+    for name, image in (
+        ("a", drawing(0)),
+        ("a2", compressed(drawing(0))),  # of the same split
+        ("b", drawing(1)),
+        ("c", drawing(2)),
+        ("b_val", ImageOps.mirror(drawing(1, 200))),
+        ("d", drawing(3)),
+        ("a_test", compressed(drawing(0, 90))),
+    ):
+        image.save(tmp_path / "images" / f"{name}.png")
+    for split, names in (("train", ["a", "a2", "b", "c"]), ("val", ["b_val", "d"]), ("test", ["a_test", "c"])):
+        (tmp_path / f"{split}.tsv").write_text("".join(f"images/{name}.png\tsome words\n" for name in names))
+    tables = [str(tmp_path / f"{split}.tsv") for split in ("train", "val", "test")]
+    line = ["--model", str(bundles["plain"]), "--device", "cpu", "--across", *tables, "--root", str(tmp_path)]
+    output = tmp_path / "pairs.tsv"
+    assert duplicates.main([*line, "-o", str(output)]) == 0
+    assert "4 pairs of nearly the same picture in different splits, of 8 pictures" in capsys.readouterr().err
+    rows = [row.split("\t") for row in output.read_text().splitlines()]
+    assert rows[0] == ["train", "images/c.png", "test", "images/c.png", "1.000"], "the same file, in two"
+    assert {(a, x[7:-4], b, y[7:-4]) for a, x, b, y, _ in rows} == {
+        ("train", "c", "test", "c"),
+        ("train", "b", "val", "b_val"),
+        ("train", "a", "test", "a_test"),
+        ("train", "a2", "test", "a_test"),
+    }
+    values = [float(row[4]) for row in rows]
+    assert values == sorted(values, reverse=True) and min(values) >= 0.9
+    assert duplicates.main([*line, "--fail"]) == 1 and capsys.readouterr().out == output.read_text()
+    (tmp_path / "test.tsv").write_text("images/d.png\twords\n")
+    line[line.index(tables[1])] = tables[2]
+    del line[line.index(tables[2]) + 1]
+    assert duplicates.main([*line, "--fail"]) == 0 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--across", "train.tsv"], ["--across", "a.tsv", "b.tsv", "--", "photo.png"], ["photo.png", "--fail"], []],
+)
+def test_what_does_not_go_together_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as ended:
+        duplicates.main(flags)
+    assert ended.value.code == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
