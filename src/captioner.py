@@ -26,7 +26,7 @@ from src.data.vocabulary import Vocabulary
 from src.decoders.base import first_tensor, map_tensors
 from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
-from src.generation.base import Hypotheses, Search
+from src.generation.base import Hypotheses, Search, self_contained
 from src.model import CaptioningModel, instantiate
 from src.pictures import Picture, as_image, each_picture, fetch, is_address, naming
 
@@ -163,9 +163,10 @@ class Captioner:
         Raises:
             ValueError: what no search can do, or a word that the captioner does not know.
         """
+        config = self_contained(config)
         generation = instantiate(config)
         generation.bind(self.vocabulary, self.tokenizer)
-        self.generation, self.config = generation, {**self.config, "generation": dict(config)}
+        self.generation, self.config = generation, {**self.config, "generation": config}
         self.own_limit = generation.max_length
 
     def check_source(self) -> None:

@@ -187,8 +187,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, 1 where some pictures could not be read or, with --fail, splits share
-    some, 2 for a wrong call, 130 where it was interrupted."""
+    """Run the command; returns the exit status: 0, 1 where some pictures could not be read or, with --fail, splits
+    share some, 2 for a wrong call, 130 where it was interrupted."""
     command = parser()
     options = command.parse_intermixed_args(arguments)
     if not options.pictures and not options.across:

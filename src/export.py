@@ -21,7 +21,7 @@ from src.captioner import Captioner
 from src.captions import Caption
 from src.config import ROOT, quiet
 from src.data.images import load_image
-from src.data.vocabulary import BOS, EOS, UNK
+from src.data.vocabulary import BOS, EOS, PAD, UNK
 from src.decoders.base import Decoder, map_tensors
 from src.encoders.precomputed import RegionEncoder
 from src.files import room_for, whole_folder
@@ -300,7 +300,9 @@ def export_config(captioner: Captioner, networks: dict[str, Traced], kind: str) 
         "max_length": captioner.own_limit,
         "min_length": search.min_length,
         "no_repeat_ngram": search.no_repeat_ngram,
-        "allow_unknown": UNK not in search.never,
+        "allow_unknown": UNK not in search.banned,
+        "never": [[word] for word in search.banned if word not in (PAD, BOS, UNK)]
+        + [list(ids) for ids in search.phrases],
     }
     if isinstance(search, BeamSearch):
         generation |= {"beam_size": search.beam_size, "length_penalty": search.length_penalty}
@@ -356,8 +358,9 @@ def search_plainly(captioner: Captioner) -> str | None:
     own = captioner.generation
     if type(own) in (BeamSearch, GreedySearch):
         return None
-    limits = {"min_length": own.min_length, "no_repeat_ngram": own.no_repeat_ngram}
-    captioner.generation = BeamSearch(max_length=own.max_length, allow_unknown=UNK not in own.never, **limits)
+    limits: dict[str, Any] = {"min_length": own.min_length, "no_repeat_ngram": own.no_repeat_ngram, "never": own.never}
+    captioner.generation = BeamSearch(max_length=own.max_length, allow_unknown=UNK not in own.banned, **limits)
+    captioner.generation.bind(captioner.vocabulary, captioner.tokenizer)
     return type(own).__name__
 
 

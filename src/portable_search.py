@@ -41,6 +41,7 @@ class PortableSearch:
     Args:
         max_length, min_length, no_repeat_ngram, allow_unknown: see there.
         controls: ids that are given and never said.
+        never: ids of words and phrases that no caption says.
     """
 
     captions = 1
@@ -52,9 +53,12 @@ class PortableSearch:
         no_repeat_ngram: int = 0,
         allow_unknown: bool = False,
         controls: Sequence[int] = (),
+        never: Sequence[Sequence[int]] = (),
     ) -> None:
         self.max_length, self.min_length, self.no_repeat_ngram = max_length, min_length, no_repeat_ngram
-        self.never = [PAD, BOS, *([] if allow_unknown else [UNK]), *controls]
+        words = [each[0] for each in never if len(each) == 1]
+        self.banned = [PAD, BOS, *([] if allow_unknown else [UNK]), *controls, *words]
+        self.phrases = [list(each) for each in never if len(each) > 1]
 
     def __call__(
         self, step: Step, state: Arrays, memory: Arrays, prefix: Sequence[int] = (), attention: bool = False
@@ -72,11 +76,15 @@ class PortableSearch:
 
     def allowed(self, log_probs: np.ndarray, number: int, history: np.ndarray) -> np.ndarray:
         """Log-probabilities (B, Q, V) of the word of this number, what is forbidden at −∞ from now on. history (B, Q,
-        number) is read where n-grams are blocked."""
-        log_probs[..., self.never] = -np.inf
+        number) is read where n-grams or phrases are blocked."""
+        log_probs[..., self.banned] = -np.inf
         end = log_probs[..., EOS].copy()
         if number < self.min_length:
             log_probs[..., EOS] = -np.inf
+        for *before, word in self.phrases:
+            if number >= len(before):
+                begun = (history[..., number - len(before) : number] == before).all(-1)
+                log_probs[..., word] = np.where(begun, -np.inf, log_probs[..., word])
         n = self.no_repeat_ngram
         if n and number >= n:
             past = np.lib.stride_tricks.sliding_window_view(history, n, axis=-1)  # (B, Q, number − n + 1, n)
@@ -209,7 +217,7 @@ class PortableBeam(PortableSearch):
                     break
             rows = np.arange(len(images))[:, None]
             state = [x[rows, parent] for x in state]
-            if self.no_repeat_ngram:
+            if self.no_repeat_ngram or self.phrases:
                 history = np.concatenate([history[rows, parent], word[..., None]], -1)
         return _trace(kept, trail, looks)
 

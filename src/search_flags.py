@@ -9,6 +9,7 @@ import yaml
 
 from src import help
 from src.generation import BeamSearch, Search
+from src.generation.base import read_never
 from src.model import ConfigError, locate
 
 LIMITS = [name for name in inspect.signature(Search.__init__).parameters if name != "self"]
@@ -31,6 +32,15 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}", action="append", default=[], metavar="WORD", help=f"a word or phrase {text}; repeatable"
         )
+    parser.add_argument(
+        "--never",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="a word or phrase that no caption says, in any search; one that the captioner has no word for is passed "
+        "over; repeatable",
+    )
+    parser.add_argument("--never-from", metavar="FILE", help="such words and phrases, one a line")
     parser.add_argument("--beam", type=int, help="beam size, instead of the captioner's own")
 
 
@@ -45,7 +55,8 @@ def chosen_search(options: argparse.Namespace, own: Mapping[str, Any]) -> dict[s
         ConfigError: a choice or a field that is not there, a value of the wrong kind, flags that exclude each other.
     """
     words = {name: getattr(options, name) for name in ("include", "exclude") if getattr(options, name)}
-    if not (options.search or options.set or words or options.beam is not None):
+    never = [*options.never, *(read_never(options.never_from) if options.never_from else [])]
+    if not (options.search or options.set or words or never or options.beam is not None):
         return None
     from src.check import check_search  # which is slow to import
 
@@ -63,6 +74,8 @@ def chosen_search(options: argparse.Namespace, own: Mapping[str, Any]) -> dict[s
     else:
         raise ConfigError(f"--search {help.no_choice('generation', choice, help.choices('generation'))}")
     given: dict[str, Any] = dict(words)
+    if never:  # besides those that it was made with
+        given["never"] = [*read_never(own.get("never", ())), *never]
     if options.beam is not None:
         given["beam_size"] = options.beam
     for setting in options.set:

@@ -48,6 +48,7 @@ from src.distributed import launch, only_warnings, place
 from src.encoders import Encoder
 from src.evaluation import code_version, evaluate, report_scores
 from src.files import room_among, write_atomically
+from src.generation.base import self_contained
 from src.initial import freeze, initialise, started
 from src.interruption import Interruption, is_first
 from src.loggers import WANDB_ID
@@ -134,6 +135,7 @@ def train(config: dict[str, Any], given: Collection[str] = ()) -> float | None:
     if config["ckpt"] is None and slurm.was_requeued(run / STATUS):
         config["ckpt"] = "last"
     check(config)
+    config["generation"] = self_contained(config["generation"])
     trial = bool(config["trainer"].get("fast_dev_run"))
     anew = config["ckpt"] is None and not trial
     if anew and not config["overwrite"] and last_checkpoint(run).exists():

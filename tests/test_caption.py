@@ -172,6 +172,9 @@ DRAWN = {"_target_": "src.generation.SampleSearch", "captions": 4, "max_length":
         (OWN, ["--search", "diverse_beam", "--beam", "9"], "DiverseBeamSearch", {"beam_size": 9}),
         (OWN, ["--include", "red", "--include", "a|on"], "ConstrainedBeamSearch", {"include": ["red", "a|on"]}),
         (DRAWN, ["--exclude", "grey", "--beam", "2"], "ConstrainedBeamSearch", {"exclude": ["grey"], "beam_size": 2}),
+        (DRAWN, ["--never", "grey", "--never", "a red"], "SampleSearch", {"never": ["grey", "a red"], "captions": 4}),
+        (OWN | {"never": ["on"]}, ["--never", "grey", "--beam", "2"], "BeamSearch", {"never": ["on", "grey"]}),
+        (OWN | {"never": ["on"]}, ["--search", "greedy"], "GreedySearch", {"never": ["on"]}),
     ],
 )
 def test_search_flags(own, flags, kind, expected):
@@ -195,6 +198,15 @@ def test_searches_caption(call, model):
         assert [row[1] for row in rows] == [found.text for found in loaded(model, search)([row[0] for row in rows])]
     with_blue, _ = call("--include", "blue|circle", "--exclude", "grey")
     assert all(("blue" in row[1] or "circle" in row[1]) and "grey" not in row[1] for row in with_blue)
+
+
+def test_words_are_never_said_in_any_search(call, tmp_path):
+    one, other = next(row[1] for row in call()[0]).split()[:2]
+    (tmp_path / "never.txt").write_text(f"{other}\nunheardof\n", encoding="utf-8")
+    for flags in ([], ["--search", "greedy"], ["--search", "sample"], ["--beam", "2"], ["--include", "blue|square"]):
+        rows, _ = call("--never", one, "--never-from", str(tmp_path / "never.txt"), *flags)
+        said = {word for row in rows for word in row[1].split()}
+        assert said and not said & {one, other}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.captions import Found
+from src.data.tokenizer import EnglishTokenizer
 from src.data.vocabulary import BOS, EOS, UNK
 from src.decoders.base import map_tensors
 from src.generation import BeamSearch, GreedySearch
@@ -95,6 +96,9 @@ def test_searches_equal_the_torch_ones(name, latent, vocabulary):
         decoder.classifier.bias.data[EOS] += rng.choice([-1, 0, 1])
         limits, beam = drawn_settings(rng)
         controls = list(vocabulary.control_index.values())
+        words = list(vocabulary.words)[UNK + 1 : UNK + 9]
+        never = [" ".join(rng.sample(words, rng.choice([1, 2, 2, 3]))) for _ in range(rng.choice([0, 0, 2]))]
+        banned = {"never": [[vocabulary.index[word] for word in phrase.split()] for phrase in never]}
         prefix = rng.sample(controls, rng.choice([0, 0, 1, 2]))
         step = Eager(decoder)
         with torch.no_grad():
@@ -103,9 +107,13 @@ def test_searches_equal_the_torch_ones(name, latent, vocabulary):
             step.trees = decoder.start(memory), memory
             given = torch.tensor(prefix).expand(len(state[0]), -1) if prefix else None
             for torch_search, ours in (
-                (GreedySearch(**limits), PortableGreedy(**limits, controls=controls)),
-                (BeamSearch(**beam, **limits), PortableBeam(**beam, **limits, controls=controls)),
+                (GreedySearch(**limits, never=never), PortableGreedy(**limits, **banned, controls=controls)),
+                (
+                    BeamSearch(**beam, **limits, never=never),
+                    PortableBeam(**beam, **limits, **banned, controls=controls),
+                ),
             ):
+                torch_search.bind(vocabulary, EnglishTokenizer())
                 found = ours(step, state, regions, prefix, attention=True)
                 held_equal(found, torch_search(decoder, memory, prefix=given, attention=True))
                 assert ours(step, state, regions, prefix).attention is None

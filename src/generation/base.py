@@ -1,5 +1,8 @@
 """What every search shares: its result, how a caption begins, and the rules on which words may come next."""
 
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,6 +14,33 @@ from src.decoders.base import Decoder, first_tensor
 if TYPE_CHECKING:
     from src.data.tokenizer import Tokenizer
     from src.data.vocabulary import Vocabulary
+
+
+log = logging.getLogger(__name__)
+
+
+def read_never(never: Sequence[str] | str) -> list[str]:
+    """The words and phrases of a list, or of a file that has one a line.
+
+    Raises:
+        ValueError: there is no such file, or it is no UTF-8.
+    """
+    if not isinstance(never, str):
+        return list(never)
+    try:
+        lines = Path(never).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"generation.never={never}: cannot be read as UTF-8 ({error}); give a file with a word or phrase a line, "
+            "or a list"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def self_contained(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """A search's config, in which the words of a file stand themselves: what is kept needs no file."""
+    never = generation.get("never", ())
+    return {**generation, "never": read_never(never)} if isinstance(never, str) else dict(generation)
 
 
 class Hypotheses(NamedTuple):
@@ -54,16 +84,24 @@ class Search:
         min_length: fewest words.
         no_repeat_ngram: no run of this many words occurs twice in a caption; 0 allows all.
         allow_unknown: whether the unknown word may be said.
+        never: words and phrases, in any of its languages, that no caption says, as the captioner's tokenizer divides
+            them: "girl" leaves "girls" to be said. What the captioner has no word for it cannot say. Or a file of such,
+            one a line.
 
     Raises:
-        ValueError: limits that no caption can meet.
+        ValueError: limits that no caption can meet, or no such file.
     """
 
     captions = 1
     """K, at most."""
 
     def __init__(
-        self, max_length: int = 30, min_length: int = 1, no_repeat_ngram: int = 0, allow_unknown: bool = False
+        self,
+        max_length: int = 30,
+        min_length: int = 1,
+        no_repeat_ngram: int = 0,
+        allow_unknown: bool = False,
+        never: Sequence[str] | str = (),
     ) -> None:
         if not 0 <= min_length <= max_length or max_length < 1:
             raise ValueError(
@@ -75,14 +113,34 @@ class Search:
         self.max_length = max_length
         self.min_length = min_length
         self.no_repeat_ngram = no_repeat_ngram
-        self.never = [PAD, BOS] if allow_unknown else [PAD, BOS, UNK]
+        self.never = read_never(never)
+        self.banned = [PAD, BOS] if allow_unknown else [PAD, BOS, UNK]
+        """Ids that are never said."""
+        self.phrases: list[tuple[int, ...]] = []
+        """Of two ids or more, likewise."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what may come next hangs on more than the last word said."""
+        return bool(self.no_repeat_ngram or self.phrases)
 
     def bind(self, vocabulary: "Vocabulary", tokenizer: "Tokenizer") -> None:
-        """Learn the captioner's words, for searches that are told some.
+        """Learn the captioner's words, for what the search is told in words.
 
         Raises:
-            ValueError: a word that it does not know.
+            ValueError: a word that must occur and that it does not know.
         """
+        special = [each for each in self.banned if each in (PAD, BOS, UNK)]
+        words, self.phrases = set(), []
+        for phrase in self.never:
+            ids = tuple(vocabulary.index.get(word, UNK) for word in tokenizer.tokens(phrase))
+            if not ids or UNK in ids:
+                log.debug("generation.never=%r: the captioner has no such words, and cannot say it", phrase)
+            elif len(ids) == 1:
+                words.add(ids[0])
+            else:
+                self.phrases.append(ids)
+        self.banned = [*special, *sorted(words)]
 
     def __call__(
         self, decoder: Decoder, memory: Any, *, prefix: Tensor | None = None, attention: bool = False
@@ -110,13 +168,17 @@ class Search:
 
     def next_words(self, decoder: Decoder, hidden: Tensor, step: int, history: Tensor | None) -> Tensor:
         """What the decoder left (B, Q, ·) → log-probabilities (B, Q, V) in float32 of the word number `step` (from 0),
-        with the forbidden ones at −∞. history (B, Q, step) is needed where n-grams are blocked. The probabilities are
-        the model's own: what is forbidden is struck out, not redistributed."""
+        with the forbidden ones at −∞. history (B, Q, step) is needed where the search `remembers`. The probabilities
+        are the model's own: what is forbidden is struck out, not redistributed."""
         log_probs = decoder.logits(hidden).float().log_softmax(-1)
-        log_probs[..., [*self.never, *decoder.controls]] = -torch.inf
+        log_probs[..., [*self.banned, *decoder.controls]] = -torch.inf
         end = log_probs[..., EOS].clone()
         if step < self.min_length:
             log_probs[..., EOS] = -torch.inf
+        for *before, word in self.phrases if history is not None else ():
+            if step >= len(before):
+                begun = history[..., step - len(before) : step] == history.new_tensor(before)
+                log_probs[..., word] = log_probs[..., word].masked_fill(begun.all(-1), -torch.inf)
         n = self.no_repeat_ngram
         if n and history is not None and step >= n:
             past = history.unfold(-1, n, 1)  # (B, Q, step − n + 1, n)

@@ -161,7 +161,7 @@ class BeamSearch(Search):
                 if images.numel() == 0:
                     break
             state = select_beams(state, parent)
-            if self.no_repeat_ngram:
+            if self.remembers:
                 history = torch.cat([select_beams(history, parent), word.unsqueeze(-1)], -1)
         found = self._trace(Ended(*(x.flatten(1) for x in kept)), trail, looks)
         return found.ranked(found.scores) if groups > 1 else found
@@ -288,6 +288,8 @@ class ConstrainedBeamSearch(BeamSearch):
         self.first_accepting = 0
 
     def bind(self, vocabulary: "Vocabulary", tokenizer: "Tokenizer") -> None:
+        super().bind(vocabulary, tokenizer)
+
         def ids(field: str, phrase: str) -> tuple[int, ...]:
             words = tokenizer.tokens(phrase)
             if not words:

@@ -1,6 +1,6 @@
 """Beam search's captions, chosen among by what they share with others that the captioner might have said."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,10 @@ from src.generation.beam import BeamSearch
 from src.generation.stepwise import SampleSearch
 from src.metrics.cider import CiderD, DocumentFrequencies
 from src.ranges import at_least
+
+if TYPE_CHECKING:
+    from src.data.tokenizer import Tokenizer
+    from src.data.vocabulary import Vocabulary
 
 
 class ConsensusSearch(BeamSearch):
@@ -42,6 +46,10 @@ class ConsensusSearch(BeamSearch):
         at_least(1, "generation", samples=samples)
         self.drawing = SampleSearch(samples, temperature, seed=seed, **limits)
         self.likeness = CiderD({}, DocumentFrequencies({}, 3))  # of more than one image, or every n-gram weighs nothing
+
+    def bind(self, vocabulary: "Vocabulary", tokenizer: "Tokenizer") -> None:
+        super().bind(vocabulary, tokenizer)
+        self.drawing.bind(vocabulary, tokenizer)
 
     def __call__(
         self, decoder: Decoder, memory: Any, *, prefix: Tensor | None = None, attention: bool = False

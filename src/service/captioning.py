@@ -79,7 +79,7 @@ class Engine:
     def _chosen(self, beam: int | None, samples: int | None, longest: int) -> Search:
         """A search with so many beams, or of so many drawn captions, by default the captioner's own, that does not cut
         captions of `longest` words."""
-        flags = argparse.Namespace(search=None, set=[], include=[], exclude=[], beam=beam)
+        flags = argparse.Namespace(search=None, set=[], include=[], exclude=[], never=[], never_from=None, beam=beam)
         if samples is not None:
             flags.search, flags.set = "sample", [f"captions={samples}"]
         own = self.captioner.config["generation"]
