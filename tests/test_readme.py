@@ -285,6 +285,8 @@ def test_index_commands(arguments, tmp_path, monkeypatch):
 def test_annotating_commands(module, arguments, bundle, shapes, tmp_path, monkeypatch, capsys):
     shutil.copytree(shapes / "images", tmp_path / "my_data" / "photos")
     (tmp_path / "photos").symlink_to(tmp_path / "my_data" / "photos")
+    for split, names in (("train", ("00", "01")), ("val", ("02", "00"))):
+        (tmp_path / "my_data" / f"{split}.tsv").write_text("".join(f"photos/{n}.png\ta shape\n" for n in names))
     (tmp_path / "tags.tsv").write_text("my_data/photos/00.png\tred, square\n")
     (tmp_path / "captions.tsv").write_text("my_data/photos/01.png\ta red square\n")
     monkeypatch.chdir(tmp_path)
