@@ -184,7 +184,7 @@ def _context(
 ) -> list[dict[str, Any]]:
     """Concepts of captions that say another value than the label: with which the wrong word comes oftener than in the
     captions of that label as a whole."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for value in values:
         every: Counter[str] = Counter()
         wrong: Counter[tuple[str, str]] = Counter()
