@@ -32,7 +32,7 @@ from src.pictures import find_pictures
 from src.portable import CONFIG, ENDINGS, PortableCaptioner
 
 MODULES = (
-    *("__init__", "captions", "confidence", "portable", "portable_search", "ranges"),
+    *("__init__", "captions", "confidence", "corruptions", "portable", "portable_search", "ranges"),
     *("data/__init__", "data/control", "data/images", "data/tokenizer", "data/transforms", "data/vocabulary"),
 )
 """What of this project an export carries along."""

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from src.corruptions import GREY, SEVERITIES, UNATTENDED, corrupt
 from src.data.images import load_image
 
 if TYPE_CHECKING:  # an exported captioner makes its pixels without torch
     from torch import Tensor
-
-GREY = (124, 116, 104)
-"""ImageNet's mean colour: nothing, after the normalisation inside the encoders."""
 
 FITS = ("squash", "crop", "letterbox")
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -23,6 +21,14 @@ FLIP_CAPTIONS = ("swap", "leave")
 
 Rectangle = tuple[float, float, float, float]
 """Left, top, width, height as fractions of a picture, in [0, 1]."""
+
+
+class Damage(NamedTuple):
+    """A corruption (src/corruptions.py) of one picture."""
+
+    kind: str
+    severity: int
+    seed: int
 
 
 class Variation(NamedTuple):
@@ -41,6 +47,8 @@ class Variation(NamedTuple):
     """Turns of the colour circle."""
     erased: Rectangle | None = None
     """What becomes grey of the square."""
+    damage: Damage | None = None
+    """What befalls the picture once it is scaled and recoloured."""
 
 
 AS_IT_IS = Variation()
@@ -62,6 +70,9 @@ class Augmentation:
         erasing: probability that a random rectangle becomes grey (Zhong et al., 2017,
             https://arxiv.org/abs/1708.04896).
         erasing_area: largest share of the area that is erased, the least being 0.02.
+        corruption: probability that a picture is corrupted.
+        corruption_kinds: by which of `src.corruptions.UNATTENDED`; None: any of them.
+        corruption_severity: 1 to this, at most 5.
 
     Raises:
         ValueError: an argument outside its range.
@@ -77,17 +88,29 @@ class Augmentation:
     hue: float = 0.0
     erasing: float = 0.0
     erasing_area: float = 0.2
+    corruption: float = 0.0
+    corruption_kinds: Sequence[str] | None = None
+    corruption_severity: int = 3
 
     def __post_init__(self) -> None:
         if self.flip_captions not in FLIP_CAPTIONS:
             choices = ", ".join(FLIP_CAPTIONS)
             raise ValueError(f"transform.augment.flip_captions={self.flip_captions}: choose {choices}")
-        ranges = {"crop": (0.01, 1), "rotation": (0, 180), "hue": (0, 0.5), "erasing_area": (0.02, 1)}
-        for name in (field.name for field in fields(self) if field.name != "flip_captions"):
+        ranges: dict[str, tuple[float, float]] = {"crop": (0.01, 1), "rotation": (0, 180), "hue": (0, 0.5)}
+        ranges |= {"erasing_area": (0.02, 1), "corruption_severity": (1, len(SEVERITIES))}
+        for name in (field.name for field in fields(self) if field.name not in ("flip_captions", "corruption_kinds")):
             low, high = ranges.get(name, (0, 1))
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"transform.augment.{name}={value}: give a number from {low} to {high}")
+        if self.corruption_kinds is not None:
+            object.__setattr__(self, "corruption_kinds", tuple(self.corruption_kinds))  # a config's list has no hash
+            wrong = [kind for kind in self.corruption_kinds if kind not in UNATTENDED]
+            if wrong or not self.corruption_kinds:
+                named = ", ".join(map(str, wrong)) or "[]"
+                raise ValueError(
+                    f"transform.augment.corruption_kinds: {named}: null, or choose {', '.join(UNATTENDED)}"
+                )
 
     def draw(self, seed: int | Sequence[int]) -> Variation:
         """A variation that depends on the seed alone, not on any global random state."""
@@ -105,7 +128,15 @@ class Augmentation:
             saturation=around(1, self.saturation),
             hue=around(0, self.hue),
             erased=_rectangle(rng, 0.02, self.erasing_area, 1 / 0.3) if rng.random() < self.erasing else None,
+            damage=self._damage(rng),  # drawn last: what else a seed draws is as it was before there were corruptions
         )
+
+    def _damage(self, rng: np.random.Generator) -> Damage | None:
+        if not rng.random() < self.corruption:
+            return None
+        kinds = self.corruption_kinds or UNATTENDED
+        severity = int(rng.integers(1, self.corruption_severity + 1))
+        return Damage(kinds[int(rng.integers(len(kinds)))], severity, int(rng.integers(2**63)))
 
 
 def _rectangle(rng: np.random.Generator, least: float, most: float, ratio: float) -> Rectangle:
@@ -190,6 +221,9 @@ class Preprocess:
         # What is kept is cut and scaled in one step: a panorama is never enlarged as a whole.
         box = (x, y, min(image.width, x + width), min(image.height, y + height))
         image = _recoloured(image.resize(inner, resample, box), variation)
+        if variation.damage:
+            kind, severity, seed = variation.damage
+            image = Image.fromarray(corrupt(np.asarray(image), kind, severity, np.random.default_rng(seed)))
         if inner != square:
             content, image = image, Image.new("RGB", square, GREY)
             image.paste(content, ((self.size - inner[0]) // 2, (self.size - inner[1]) // 2))

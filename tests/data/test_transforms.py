@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from src.corruptions import UNATTENDED, corrupt
 from src.data.images import ImageError
-from src.data.transforms import GREY, Augmentation, Preprocess, Variation
+from src.data.transforms import GREY, Augmentation, Damage, Preprocess, Variation
 
 
 def photo(width, height):
@@ -238,6 +240,45 @@ def test_erasing_greys_the_rectangle_and_nothing_else():
     assert torch.equal(erased, expected)
 
 
+def test_corruption_is_of_the_scaled_picture_before_bars_and_mirroring():
+    image = photo(200, 100)
+    damage = Damage("fog", 4, 5)
+    plain = np.asarray(image.resize((32, 16), Image.Resampling.BICUBIC))
+    expected = torch.from_numpy(corrupt(plain, "fog", 4, np.random.default_rng(5)).copy()).permute(2, 0, 1)
+    pixels = Preprocess(32, "letterbox")(image, Variation(damage=damage))
+    assert torch.equal(pixels[:, 8:24], expected) and pixels[:, 0, 0].tolist() == list(GREY)
+    assert not torch.equal(expected, torch.from_numpy(plain.copy()).permute(2, 0, 1))
+    mirrored = Preprocess(32, "letterbox")(image, Variation(damage=damage, flip=True))
+    assert torch.equal(mirrored, pixels.flip(-1))
+
+
+def test_corruptions_are_drawn_as_asked_for_and_change_no_other_draw():
+    everything = Augmentation(0.3, "swap", 0.2, 30, 0.1, 0.2, 0.3, 0.1, 0.6, 0.4)
+    corrupting = replace(everything, corruption=0.4, corruption_kinds=["fog", "crop", "snow"], corruption_severity=4)
+    drawn = [corrupting.draw(seed) for seed in range(2000)]
+    assert [each._replace(damage=None) for each in drawn] == [everything.draw(seed) for seed in range(2000)]
+    assert drawn[:50] == [corrupting.draw(seed) for seed in range(50)], "of the seed alone"
+    damages = [each.damage for each in drawn if each.damage]
+    assert len(damages) / 2000 == pytest.approx(0.4, abs=0.03)
+    for count, of in ((3, [d.kind for d in damages]), (4, [d.severity for d in damages])):
+        shares = np.unique(of, return_counts=True)[1] / len(of)
+        assert len(shares) == count and shares == pytest.approx(1 / count, abs=0.05)
+    assert {d.kind for d in damages} == {"fog", "crop", "snow"} and {d.severity for d in damages} == {1, 2, 3, 4}
+    assert len({d.seed for d in damages}) == len(damages)
+    every = {d.kind for seed in range(2000) if (d := Augmentation(corruption=1).draw(seed).damage)}
+    assert every == set(UNATTENDED), "null: all that need no captioner"
+
+
+def test_an_earlier_version_drew_this():
+    """Numbers that the code printed before there were corruptions."""
+    earlier = [False, 0.042504048287803305, 0.05265483970167251, 0.7342753975485062, 0.8781049996768824]
+    earlier += [0.017284715028504927, 1.1971306361121643, 0.9225524975331849, 0.9303416120097776, 0.0]
+    earlier += [0.6999865086431737, 0.7480229566949924, 0.2282625772606066, 0.11567042109024163]
+    drawn = Augmentation(0.5, "swap", 0.6, 5, 0.2, 0.2, 0.2, 0, 0.5).draw([7, 1])
+    found = [drawn.flip, *drawn.box, *drawn[2:7], *(drawn.erased or ())]
+    assert found == pytest.approx(earlier) and drawn.damage is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -248,6 +289,14 @@ def test_erasing_greys_the_rectangle_and_nothing_else():
         ({"brightness": -0.1}, "transform.augment.brightness=-0.1"),
         ({"hue": 0.6}, "transform.augment.hue=0.6: give a number from 0 to 0.5"),
         ({"erasing_area": 0}, "transform.augment.erasing_area=0: give a number from 0.02 to 1"),
+        ({"corruption": 2}, "transform.augment.corruption=2: give a number from 0 to 1"),
+        ({"corruption_severity": 6}, "transform.augment.corruption_severity=6: give a number from 1 to 5"),
+        (
+            {"corruption_kinds": ["fog", "mist"]},
+            "transform.augment.corruption_kinds: mist: null, or choose gaussian_no",
+        ),
+        ({"corruption_kinds": ["occlusion"]}, "transform.augment.corruption_kinds: occlusion: null, or choose"),
+        ({"corruption_kinds": []}, r"transform.augment.corruption_kinds: \[\]: null, or choose"),
     ],
 )
 def test_wrong_augmentations(arguments, message):
