@@ -23,8 +23,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from src import help
-from src.bundle import looks_saved, without_vectors
+from src.bundle import SHIPPED, bundle_folder, looks_saved, without_vectors
 from src.config import device, precision, quiet
+from src.corruptions import KINDS, SEVERITIES
 from src.data.control import tag_tokens
 from src.data.module import SPLITS, CaptionData, check_fields
 from src.data.regions import region_files
@@ -103,6 +104,10 @@ FIELDS: dict[str, Any] = {
     "evaluate_splits": list[Choice[SPLITS]] | None,
     "metrics": list[Choice[METRICS]],
     "validation_metrics": list[Choice[METRICS]],
+    "measure": Choice[METRICS],
+    "kinds": list[Choice[KINDS]] | None,
+    "severities": list[Choice[SEVERITIES]],
+    "relative_to": str | None,
     "data.cache_workers": int | None,
 }
 """Kinds of fields that no class takes, where their default does not tell."""
@@ -505,6 +510,31 @@ def _check_evaluation(config: Mapping[str, Any], here: bool) -> None:
             raise ConfigError("data.train is not set: a baseline's captions are the training captions")
 
 
+def _check_robustness(config: Mapping[str, Any], here: bool) -> None:
+    at_least(0, "", pictures=config["pictures"], seed=config["seed"])
+    at_least(1, "", limit=config["limit"])
+    for name in ("kinds", "severities", "model"):
+        if config[name] == []:
+            raise ConfigError(f"{name}=[]: give at least one")
+    if config["measure"] not in config["metrics"]:
+        raise ConfigError(f"measure={config['measure']}: add it to metrics, which are {shown(config['metrics'])}")
+    models = named_models(config["model"] or SHIPPED.name)
+    if twice := [name for name in models if models.count(name) > 1]:
+        raise ConfigError(f"model: {twice[0]} is named twice")
+    if config["relative_to"] not in (None, *models):
+        raise ConfigError(f"relative_to={config['relative_to']}: one of model is wanted, {', '.join(models)}")
+    for model in models:
+        if here and not bundle_folder(Path(model)).exists():
+            raise ConfigError(
+                f"model={model}: no such file, directory or captioner; give a bundle/ directory, a run or a .ckpt file"
+            )
+    if config.get("generation"):
+        _construct("generation", config["generation"])
+    tag_tokens(config["tags"] or "")
+    _check_devices(config["device"], 1, here)
+    _check_split(config, here)
+
+
 def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
     models = named_models(config["model"])
     if not models:
@@ -731,7 +761,12 @@ def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
             )
 
 
-CHECKS = {"train": _check_training, "evaluate": _check_evaluation, "attack": _check_attack}
+CHECKS = {
+    "train": _check_training,
+    "evaluate": _check_evaluation,
+    "attack": _check_attack,
+    "robustness": _check_robustness,
+}
 """Of each command."""
 
 

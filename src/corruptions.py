@@ -487,5 +487,6 @@ CORRUPTIONS: dict[str, Corruption] = {
     "screenshot": Corruption("shift", screenshot),
     "watermark": Corruption("shift", watermark),
 }
+KINDS = tuple(CORRUPTIONS)
 UNATTENDED = tuple(name for name, each in CORRUPTIONS.items() if not each.attended)
 """Those that need no captioner: what training pictures can have."""

@@ -75,7 +75,7 @@ def write_report(
         check_same(first, other)
     names, measure, images = overview.names_of(evaluations), main_score(evaluations), images or _recorded(evaluations)
     labelled = zip(names, evaluations, strict=True)
-    html = _template().render(
+    html = template("report.html.j2").render(
         title=title or _title(names),
         facts=overview.facts(evaluations),
         names=names,
@@ -210,7 +210,8 @@ def _shown(image: str) -> str:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template, with what its words in two languages need."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -222,7 +223,7 @@ def _template() -> jinja2.Template:
     environment.filters["breakable"] = lambda name: Markup(re.sub(r"([_/])", r"\1<wbr>", str(escape(name))))
     environment.globals |= {"t": lambda text, **values: _span(both(text, **values)), "attribute": _attribute}
     environment.globals |= {"both": both, "script": _script_data, "swatch": lambda series: Markup(swatch(series))}
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _span(text: Text) -> Markup:

@@ -24,6 +24,7 @@ from src import (
     index,
     quantize,
     report,
+    robustness,
     runs,
     search,
     serve,
@@ -175,6 +176,22 @@ def test_evaluation_commands(arguments, bundle, shapes, tmp_path):
     config["output"] = str(tmp_path / "eval")
     evaluate.run(config)
     assert json.loads((tmp_path / "eval" / "scores.json").read_text())["images"] > 0
+
+
+@pytest.mark.parametrize("arguments", commands("src.robustness"), ids=identify)
+def test_robustness_commands(arguments, bundle, vocabulary, shapes, tmp_path):
+    config = composed(arguments, "robustness")
+    config["data"] |= {"root": str(shapes), "cache_dir": str(tmp_path / "cache"), "make": None, "workers": 0}
+    config["tags"] = None  # which the tiny captioner does not know
+    if isinstance(config["model"], list):
+        config["model"] = [str(save(tmp_path / name, vocabulary)) for name in config["model"]]
+        config["relative_to"] = config["relative_to"] and str(tmp_path / config["relative_to"])
+    else:
+        config["model"] = str(bundle)
+    # Few pictures and no Java for each state.
+    config |= {"kinds": config["kinds"] or ["fog"], "limit": 2, "output": str(tmp_path / "out"), "severities": [2]}
+    robustness.run(config)
+    assert json.loads((tmp_path / "out" / "robustness.json").read_text())["images"] == 2
 
 
 @pytest.mark.parametrize("arguments", commands("src.caption"), ids=identify)
@@ -431,16 +448,15 @@ def test_there_are_commands_of_each_kind():
         "train",
         "evaluate",
         "attack",
+        "robustness",
         "caption",
         "prepare",
         "runs",
         "studies",
         "compare",
         "report",
-        "tags",
-        "words",
     )
-    modules += ("quantize", "soup", "export", "index", "search", "serve", "annotate", "duplicates")
+    modules += ("tags", "words", "quantize", "soup", "export", "index", "search", "serve", "annotate", "duplicates")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 
