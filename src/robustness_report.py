@@ -1,4 +1,4 @@
-"""What robustness measured, as a table, as CSV and as a page. Nothing here imports torch."""
+"""What robustness measured, as a table, as CSV and as a page."""
 
 import base64
 import io
