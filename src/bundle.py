@@ -23,6 +23,7 @@ PARTS = (
     "transform",
     "tokenizer",
     "control",
+    "defence",
     "encoder",
     "embedding",
     "attention",
@@ -212,7 +213,7 @@ def read_saved(path: Path) -> Saved:
             + (f"; {names} comes with the code" if names else "")
         )
     if isinstance(config, dict):
-        for part in ("latent", "control", "matcher"):
+        for part in ("latent", "control", "matcher", "defence"):
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")

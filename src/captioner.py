@@ -169,6 +169,16 @@ class Captioner:
         self.generation, self.config = generation, {**self.config, "generation": config}
         self.own_limit = generation.max_length
 
+    def defend_by(self, config: Mapping[str, Any] | None) -> None:
+        """From now on transform pictures as a config, such as a choice of conf/defence/, says; None: not at all.
+
+        Raises:
+            ValueError: what cannot be, or a captioner that takes no pictures.
+        """
+        for each in self.members:
+            each.model.encoder.defend(instantiate(config) if config else None)
+            each.config = {**each.config, "defence": dict(config) if config else None}
+
     def check_source(self) -> None:
         """Raises RegionsError where the captioner reads regions and none were given."""
         if self.regions is None and any(isinstance(each.model.encoder, RegionEncoder) for each in self.members):

@@ -361,6 +361,7 @@ def _check_training(config: Mapping[str, Any], here: bool) -> None:
     tokenizer, preprocess = instantiate(config["tokenizer"]), instantiate(config["transform"])
     _check_views(config, preprocess.augment is not None)
     _check_regions(config, preprocess, here)
+    _check_defence(config, preprocess.augment is not None)
     make = config["data"]["make"]
     if make and make.get("language") == "zh" and tokenizer.evaluation == "ptb":
         raise ConfigError("data.make.language=zh: Chinese has no spaces between words; choose tokenizer=character")
@@ -446,6 +447,24 @@ def _check_regions(config: Mapping[str, Any], preprocess: Preprocess, here: bool
         region_files(config["encoder"], Path(config["data"]["root"]))
 
 
+def _check_defence(config: Mapping[str, Any], augmented: bool) -> None:
+    """There are pixels to transform, and what is drawn anew for every picture is not kept in a cache."""
+    if not config.get("defence"):
+        return
+    defence = _construct("defence", config["defence"])
+    if "max_regions" in config["encoder"]:
+        raise ConfigError(
+            "defence: encoder=precomputed reads no pixels that could be transformed: leave defence out, or choose "
+            "another encoder"
+        )
+    cached = config["data"]["cache"] and config["encoder"].get("frozen", True)
+    if defence.random and cached and (not augmented or config["data"]["cache_views"] > 1):
+        raise ConfigError(
+            "defence: it is random, and the feature cache would keep one draw of each picture: set data.cache=false, "
+            "or choose defence=jpeg, bits or blur"
+        )
+
+
 def check_search(node: Mapping[str, Any]) -> None:
     """Refuse a search's config whose fields or values it does not take.
 
@@ -456,7 +475,7 @@ def check_search(node: Mapping[str, Any]) -> None:
     _construct("generation", node)
 
 
-OF_MODELS = ("generation", "regions", "length", "tags", "calibrate", "reuse", "rerank")
+OF_MODELS = ("generation", "defence", "regions", "length", "tags", "calibrate", "reuse", "rerank")
 """Fields of an evaluation that captions which are there already have no use for."""
 OF_PREDICTIONS = ("references", "images", "training")
 
@@ -544,8 +563,9 @@ def _check_model_evaluation(config: Mapping[str, Any], here: bool) -> None:
             raise ConfigError(f"model={model}: no such file or directory; give a bundle/ directory or a .ckpt file")
     if config["calibrate"]:
         _check_calibration(config, models)
-    if config.get("generation"):
-        _construct("generation", config["generation"])
+    for part in ("generation", "defence"):
+        if config.get(part):
+            _construct(part, config[part])
     tag_tokens(config["tags"] or "")
 
 
@@ -633,7 +653,8 @@ def _check_package(path: str, node: Mapping[str, Any], instead: str) -> None:
 
 
 def _check_model(config: Mapping[str, Any], objective: Objective, here: bool) -> None:
-    """Build the model and show it a picture, both without memory or weights, on the `meta` device."""
+    """Build the model and show it a picture, both without memory or weights, on the `meta` device, where there are no
+    pixels that a defence could transform."""
     embedding = config["embedding"]
     if config["init"] or not here:
         embedding = without_vectors(embedding)
@@ -645,7 +666,8 @@ def _check_model(config: Mapping[str, Any], objective: Objective, here: bool) ->
     try:
         with torch.device("meta"), torch.no_grad(), quiet():
             model = build(
-                {**config, "encoder": encoder, "embedding": embedding}, Vocabulary.build([["word"]], min_count=1)
+                {**config, "encoder": encoder, "embedding": embedding, "defence": None},
+                Vocabulary.build([["word"]], min_count=1),
             ).eval()
             model.memory(model.encoder.blank(size))
             freeze(model, config["freeze"])

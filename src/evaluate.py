@@ -25,6 +25,7 @@ from src.distributed import device_of, launch, only_warnings, place, together
 from src.encoders.base import Encoder
 from src.ensemble import EnsembleCaptioner
 from src.evaluation import (
+    defence_of,
     evaluate,
     evaluate_captions,
     recorded,
@@ -81,6 +82,8 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
     captioner = EnsembleCaptioner.load_all(models, device_name=device_name, precision_name=config["precision"])
     if config.get("generation"):
         captioner.search_by(config["generation"])
+    if config.get("defence"):
+        captioner.defend_by(config["defence"])
     if (config["diversity"] or 1) > captioner.generation.captions:
         raise ConfigError(
             f"diversity={config['diversity']}: the search gives at most {captioner.generation.captions} captions a "
@@ -113,6 +116,7 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
     about = {
         "model_weights": state_digest(captioner.model),
         "generation": captioner.config["generation"],
+        "defence": defence_of(captioner),
         "control": captioner.control,
         "length": length,
         "diversity": config["diversity"],

@@ -165,6 +165,7 @@ def evaluate(
         "split": split,
         "limit": limit,
         "generation": captioner.config.get("generation"),
+        "defence": defence_of(captioner),
         "control": captioner.control,
         "length": length,
         "diversity": diversity,
@@ -356,6 +357,12 @@ def recorded(how: Scoring) -> dict[str, Any]:
     files = (("spice", how.spice), ("clip", how.clip), ("groups", how.groups))
     folders = {name: None if path is None else str(path) for name, path in files}
     return {"metrics": list(how.metrics), "leave_one_out": how.leave_one_out, **folders}
+
+
+def defence_of(captioner: Captioner) -> Any:
+    """The config of what is done to a captioner's pictures; a list of an ensemble's, where there is any."""
+    every = [member.config.get("defence") for member in captioner.members]
+    return every if len(every) > 1 and any(every) else every[0]
 
 
 def wanted_lengths(

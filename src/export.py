@@ -266,6 +266,8 @@ def export(
     """
     if isinstance(captioner.model.encoder, RegionEncoder):
         raise ExportError(f"{source}: reads regions computed beforehand, not pictures: it cannot be exported")
+    if captioner.model.encoder.defence is not None:
+        raise ExportError(f"{source}: transforms pictures by a defence, which no export carries: it cannot be exported")
     if torch.__version__ < LEAST_TORCH:  # type: ignore[operator]
         least = ".".join(map(str, LEAST_TORCH))
         raise ExportError(f"export needs torch {least} or newer, and this is {torch.__version__}: install a newer one")

@@ -16,7 +16,7 @@ from src.model import CaptioningModel, ConfigError, build
 
 log = logging.getLogger(__name__)
 
-FREE = ("transform", "generation", "control")
+FREE = ("transform", "generation", "control", "defence")
 """Parts without weights: a run may choose others than its start had."""
 
 MATCHER = "matcher."

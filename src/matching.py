@@ -26,8 +26,8 @@ HOW = (
 )
 TOGETHER = 16
 """Sentences of a picture whose likelihoods are computed at once: some pictures are asked about hundreds."""
-DIGESTS: "WeakKeyDictionary[Captioner, str]" = WeakKeyDictionary()
-"""Of captioners that were asked for theirs: a search is not to read all weights each time."""
+DIGESTS: "WeakKeyDictionary[Captioner, dict[str, str]]" = WeakKeyDictionary()
+"""Of captioners that were asked for theirs, by their defence: a search is not to read all weights each time."""
 
 
 def matcher_of(captioner: Captioner) -> JointMatcher:
@@ -61,13 +61,15 @@ def match_calibration(captioner: Captioner) -> Calibration:
 
 def digest_of(captioner: Captioner) -> str:
     """Of all that the vectors of pictures and sentences depend on, as it was when this was first asked."""
-    if captioner in DIGESTS:
-        return DIGESTS[captioner]
+    matcher, known = matcher_of(captioner), DIGESTS.setdefault(captioner, {})
+    defence = captioner.model.encoder.defence
+    if repr(defence) in known:
+        return known[repr(defence)]
     how = {"preprocess": captioner.preprocess.to_dict(), "tokenizer": captioner.tokenizer.name}
-    how |= {"words": captioner.vocabulary.words}
-    weights = state_digest(captioner.model.encoder, matcher_of(captioner))
+    how |= {"words": captioner.vocabulary.words, **({} if defence is None else {"defence": repr(defence)})}
+    weights = state_digest(captioner.model.encoder, matcher)
     digest = hashlib.sha256((json.dumps(how, sort_keys=True) + weights).encode()).hexdigest()[:16]
-    return DIGESTS.setdefault(captioner, digest)
+    return known.setdefault(repr(defence), digest)
 
 
 def picture_vectors(captioner: Captioner, seen: Features) -> np.ndarray:

@@ -95,14 +95,16 @@ def build(config: Mapping[str, Any], vocabulary: Vocabulary) -> CaptioningModel:
     """The one builder: training, bundles, export and tests all use it, so that widths are never written twice.
 
     Args:
-        config: plain mappings `encoder`, `embedding`, `attention`, `decoder`, `latent`, `matcher`, each with its
-            `_target_`.
+        config: plain mappings `defence`, `encoder`, `embedding`, `attention`, `decoder`, `latent`, `matcher`, each with
+            its `_target_`.
         vocabulary: sizes the word table and the output layer.
 
     Raises:
         ConfigError: parts that cannot work together.
     """
     encoder = instantiate(config["encoder"])
+    if config.get("defence"):
+        encoder.defend(instantiate(config["defence"]))
     embedding = instantiate(config["embedding"], vocabulary=vocabulary)
     arguments: dict[str, Any] = {"embedding": embedding, "memory_width": encoder.width}
     kind = locate(config["decoder"]["_target_"])

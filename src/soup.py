@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.bundle import Bundle, check_new, load_bundle, save_bundle
 
-ALIKE = ("transform", "tokenizer", "encoder", "embedding", "attention", "decoder", "latent", "matcher")
+ALIKE = ("transform", "tokenizer", "defence", "encoder", "embedding", "attention", "decoder", "latent", "matcher")
 """Parts that must be set the same way; the search and what is asked for by default are the first's."""
 LEARNING = {"weights", "frozen", "unfreeze_epoch", "learning_rate", "batch_norm", "dropout", "augment"}
 """Their fields that say how a part was trained, not what it is."""

@@ -223,6 +223,8 @@ def test_a_run_without_hydra_has_a_name():
         ["control=length", "latent=gaussian", "generation=sample"],
         ["tokenizer=rjieba"],
         ["encoder=efficientnet_lite0_multiscale", "encoder.merge=pyramid", "encoder.sides=[4,null,2]"],
+        ["defence=jpeg", "defence.quality=50"],
+        ["defence=random_resize", "defence.least=0.7", "defence.most=1.1", "defence.seed=1", "data.cache=false"],
     ],
     ids=" ".join,
 )

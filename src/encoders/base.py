@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.defences import Defence
 from src.dropout import Dropout
 from src.encoders.depthwise import hasten_depthwise
 from src.ranges import at_least, share
@@ -163,6 +164,7 @@ class Encoder(nn.Module):
         self.position = BoxPosition(self.width) if position and not self.vector else None
         self.norm = nn.LayerNorm(self.width)
         self.dropout = Dropout(dropout)
+        self.defence: Defence | None = None
         for module in self.frozen_modules:
             module.requires_grad_(False)
         hasten_depthwise(backbone)
@@ -176,7 +178,11 @@ class Encoder(nn.Module):
     @property
     def cache_key(self) -> dict[str, Any]:
         """What the feature cache's rows depend on besides the backbone and how many of its stages are frozen."""
-        return {}
+        return {} if self.defence is None else {"defence": repr(self.defence)}
+
+    def defend(self, defence: Defence | None) -> None:
+        """From now on transform pixels by it first; None: take them as they are."""
+        self.defence = defence if defence is None else defence.train(self.training)
 
     @property
     def frozen_modules(self) -> list[nn.Module]:
@@ -226,7 +232,8 @@ class Encoder(nn.Module):
     def pixels(self, images: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), uint8 or floats in [0, 1], as the backbone takes them."""
         x = images.to(self.norm.weight.dtype)
-        return x / 255 if images.dtype == torch.uint8 else x
+        x = x / 255 if images.dtype == torch.uint8 else x
+        return x if self.defence is None else self.defence(x)
 
     def frozen_regions(self, pixels: Tensor) -> Tensor:
         """What the feature cache keeps of pixels (B, 3, H, W): the last frozen stage's output as (B, R', D')."""

@@ -104,7 +104,7 @@ class MultiscaleEncoder(Encoder):
 
     @property
     def cache_key(self) -> dict[str, Any]:
-        return {"strides": self.strides, "sides": self.sides}
+        return {**super().cache_key, "strides": self.strides, "sides": self.sides}
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The maps (B, D, side, side) that are taken, finest first.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from src.defences import Defence
 from src.encoders.base import Backbone, Encoder, Features, Stage
 from src.ranges import at_least
 
@@ -59,6 +60,14 @@ class RegionEncoder(Encoder):
         at_least(1, "encoder", dimension=dimension, max_regions=max_regions)
         source = f"none (regions computed beforehand, {Path(path).name})"
         super().__init__(NoBackbone(dimension, source), width, position, dropout=dropout)
+
+    def defend(self, defence: Defence | None) -> None:
+        """Raises ValueError: there are no pixels here that could be transformed."""
+        if defence is not None:
+            raise ValueError(
+                "defence: regions computed beforehand are no pictures, and no pixels are read: choose another encoder, "
+                "or defence=null"
+            )
 
     def blank(self, size: int) -> Regions:
         mask = torch.ones(1, 2, dtype=torch.bool)
