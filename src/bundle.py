@@ -14,6 +14,7 @@ from torch import Tensor
 
 from src.confidence import Calibration
 from src.data.vocabulary import Vocabulary
+from src.detection import Detector
 from src.embeddings.pretrained import PretrainedEmbedding
 from src.files import room_for, whole_folder
 from src.model import CaptioningModel, build, locate
@@ -36,7 +37,7 @@ PARTS = (
 
 CALIBRATION, MATCHING = "calibration.json", "matching.json"
 """Of confidence, and of how well a sentence matches a picture."""
-WEIGHTS = "model.safetensors"
+WEIGHTS, DETECTOR = "model.safetensors", "detector.safetensors"
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 """Captioners that come with the code."""
@@ -57,6 +58,8 @@ class Bundle(NamedTuple):
     """Of confidence, where validation captions were scored."""
     matching: Calibration | None = None
     """Of its matcher, likewise."""
+    detector: Detector | None = None
+    """Of pictures unlike those that it learned from, where one was fitted."""
 
 
 class Saved(NamedTuple):
@@ -68,6 +71,7 @@ class Saved(NamedTuple):
     """The model's weights by name."""
     calibration: Calibration | None = None
     matching: Calibration | None = None
+    detector: Detector | None = None
 
 
 def bundle_config(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,8 +87,8 @@ def save_bundle(
     card: str = "",
     kept: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json and
-    matching.json where there are any, and a model card. It appears whole or not at all.
+    """Write a bundle: config.yaml, vocabulary.json, model.safetensors (tied tensors once), calibration.json,
+    matching.json and detector.safetensors where there are any, and a model card. It appears whole or not at all.
 
     Args:
         directory: it; what is there is replaced.
@@ -136,6 +140,8 @@ def _write(
     for name, calibration in ((CALIBRATION, bundle.calibration), (MATCHING, bundle.matching)):
         if calibration is not None:
             calibration.save(directory / name)
+    if bundle.detector is not None:
+        bundle.detector.save(directory / DETECTOR)
     (directory / "README.md").write_text(_card(bundle, scores, card), encoding="utf-8")
 
 
@@ -171,7 +177,7 @@ def read_saved(path: Path) -> Saved:
         BundleError: something is missing or damaged.
     """
     path = bundle_folder(Path(path))
-    calibration = matching = None
+    calibration = matching = detector = None
     if path.is_dir():
         if (path / "caption.py").exists():
             raise BundleError(
@@ -193,6 +199,8 @@ def read_saved(path: Path) -> Saved:
             calibration = Calibration.load(path / CALIBRATION)
         if (path / MATCHING).exists():
             matching = Calibration.load(path / MATCHING)
+        if (path / DETECTOR).exists():
+            detector = Detector.load(path / DETECTOR)
     elif path.is_file():
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -217,7 +225,7 @@ def read_saved(path: Path) -> Saved:
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
-    return Saved(config, vocabulary, state, calibration, matching)
+    return Saved(config, vocabulary, state, calibration, matching, detector)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -226,7 +234,8 @@ def load_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: something is missing or damaged.
     """
-    config, vocabulary, state, calibration, matching = read_saved(Path(path))
+    saved = read_saved(Path(path))
+    config, vocabulary, state = saved[:3]
     model = build(without_weights(config), vocabulary)
     try:
         result = model.load_state_dict(state, strict=False)
@@ -241,7 +250,7 @@ def load_bundle(path: Path) -> Bundle:
             f"{(missing + result.unexpected_keys)[:2]})"
         )
     model.encoder.backbone.weights_used = config["provenance"].get("encoder_weights", "unknown")
-    return Bundle(model.eval(), vocabulary, config, calibration, matching)
+    return Bundle(model.eval(), vocabulary, config, *saved[3:])
 
 
 def without_weights(config: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from src.config import device, keep_freed_memory
 from src.data.images import ImageError, load_image
 from src.data.quality import quality
 from src.data.regions import ReadRegions, RegionsError
+from src.detection import check_alone, detector_of
 from src.distributed import Place, device_of, launch, together
 from src.ensemble import EnsembleCaptioner
 from src.files import check_names
@@ -97,6 +98,18 @@ def parser() -> argparse.ArgumentParser:
         "--min-quality", type=float, metavar="Q", help="do not caption pictures whose quality is below, in [0, 1]"
     )
     result.add_argument(
+        "--flag",
+        action="store_true",
+        help="two further columns: how unfamiliar the picture is, of a captioner with a detector, and how firmly the "
+        "caption stands, which takes several times as long; both in [0, 1]",
+    )
+    result.add_argument(
+        "--refuse-unfamiliar",
+        type=float,
+        metavar="SHARE",
+        help="do not caption pictures that are as unfamiliar as that or more, in [0, 1], such as 0.999",
+    )
+    result.add_argument(
         "--scene-change",
         type=float,
         default=CHANGE,
@@ -140,10 +153,14 @@ def check_flags(options: argparse.Namespace, captioner: Captioner) -> None:
             f"--n-best {count}: the search gives 1 to {most} captions a picture; add --beam {max(count, 1)}, or "
             f"--search sample --set captions={max(count, 1)}"
         )
+    if options.flag:
+        check_alone(captioner)
+    if options.refuse_unfamiliar is not None:
+        detector_of(captioner)
     if options.alert:
         match_calibration(captioner)
         sentence_vectors(captioner, options.alert)
-    for flag in ("min_confidence", "min_quality", "alert_confidence"):
+    for flag in ("min_confidence", "min_quality", "alert_confidence", "refuse_unfamiliar"):
         value = getattr(options, flag)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"--{flag.replace('_', '-')} {value:g}: a number from 0 to 1 is wanted")
@@ -211,8 +228,16 @@ def video_pictures(path: Path | str, options: argparse.Namespace, bar: tqdm) -> 
 
 
 def sure_enough(picture: Opened, caption: Caption, options: argparse.Namespace) -> list[Caption]:
-    """A caption and its alternatives, those whose confidence is too low left out; where none stays, stderr says so."""
-    found = [caption, *caption.alternatives]
+    """A caption and its alternatives, those whose confidence is too low left out, and all of a picture that is too
+    unfamiliar; where none stays, stderr says so."""
+    found, most = [caption, *caption.alternatives], options.refuse_unfamiliar
+    if most is not None and caption.unfamiliar is not None and caption.unfamiliar >= most:
+        print(
+            f"{picture.name}: not captioned, it is unlike the pictures that the captioner learned from (unfamiliar "
+            f"{caption.unfamiliar:.3f})",
+            file=sys.stderr,
+        )
+        return []
     least = options.min_confidence
     kept = [each for each in found if least is None or (each.confidence is not None and each.confidence >= least)]
     if not kept:
@@ -235,7 +260,7 @@ def wrong_call(options: argparse.Namespace, here: Place) -> str | None:
         return "-o writes one file, --sidecar one beside each picture: leave one of the two out"
     if options.output and options.output.is_dir():
         return f"{options.output}: a folder; name a file to write, or write files beside the pictures with --sidecar"
-    ignored = ("n_best", "quality", "min_quality", "min_confidence", "attention", "every")
+    ignored = ("n_best", "quality", "min_quality", "min_confidence", "attention", "every", "flag", "refuse_unfamiliar")
     if options.alert and (flag := next((flag for flag in ignored if getattr(options, flag)), None)):
         return f"--{flag.replace('_', '-')}: of captions, and --alert writes none: leave one of the two out"
     if options.overwrite and not options.sidecar:
@@ -315,7 +340,9 @@ def caption_all(items: Sequence[Path | str], captioner: Captioner, options: argp
     exit status."""
     figures = Figures(options.attention, items, captioner) if options.attention else None
     kind = FORMATS[options.sidecar] if options.sidecar else format_of(options.output or Path())
-    columns = Columns(options.n_best is not None, options.confidence or bool(options.alert), options.quality)
+    columns = Columns(
+        options.n_best is not None, options.confidence or bool(options.alert), options.quality, options.flag
+    )
     files: Parts | Sidecars | None = None
     if options.sidecar:
         files = Sidecars([Path(item) for item in items], kind, options.overwrite, here)
@@ -400,6 +427,7 @@ def captioned(
             options.batch_size,
             attention=figures is not None,
             alternatives=(options.n_best or 1) - 1,
+            stability=options.flag,
         )
         for picture in batch:
             captions = [] if picture.opened is None else sure_enough(picture, next(found), options)

@@ -24,6 +24,7 @@ from src.data.tokenizer import Tokenizer
 from src.data.transforms import Preprocess
 from src.data.vocabulary import Vocabulary
 from src.decoders.base import first_tensor, map_tensors
+from src.detection import Detector, check_alone, stabilities
 from src.encoders.base import Features
 from src.encoders.precomputed import RegionEncoder, Regions
 from src.generation.base import Hypotheses, Search, self_contained
@@ -75,6 +76,8 @@ class Captioner:
         """Of confidence."""
         self.matching: Calibration | None = None
         """Of how well a sentence matches a picture (src/matching.py)."""
+        self.detector: Detector | None = None
+        """Of pictures unlike those that it learned from."""
         self.default: str | Sequence[str] | None = None
         """Tags to ask for where none are asked for."""
         self.members: list[Captioner] = [self]
@@ -113,7 +116,7 @@ class Captioner:
             precision_name,
         )
         captioner.config, captioner.calibration = bundle.config, bundle.calibration
-        captioner.matching = bundle.matching
+        captioner.matching, captioner.detector = bundle.matching, bundle.detector
         captioner.default = (bundle.config["control"] or {}).get("default")
         captioner.ask()
         if regions is not None:
@@ -170,13 +173,17 @@ class Captioner:
         self.own_limit = generation.max_length
 
     def defend_by(self, config: Mapping[str, Any] | None) -> None:
-        """From now on transform pictures as a config, such as a choice of conf/defence/, says; None: not at all.
+        """From now on transform pictures as a config, such as a choice of conf/defence/, says; None: not at all. Under
+        another defence than its own it has no detector, whose features would be others.
 
         Raises:
             ValueError: what cannot be, or a captioner that takes no pictures.
         """
         for each in self.members:
+            before = repr(each.model.encoder.defence)
             each.model.encoder.defend(instantiate(config) if config else None)
+            if repr(each.model.encoder.defence) != before:
+                each.detector = None
             each.config = {**each.config, "defence": dict(config) if config else None}
 
     def check_source(self) -> None:
@@ -223,14 +230,18 @@ class Captioner:
     ) -> list[Caption]:
         """The best hypothesis of each image as a Caption, with up to `alternatives` others, of those that read the same
         the best only, where they are to be `distinct`. Attention is drawn where the regions `seen` lie; without them
-        there is none."""
+        there is none; nor do they say how unfamiliar their pictures are."""
         looks = None if found.attention is None else found.attention.float().cpu().numpy()
         tokens, log_probs, scores, lengths, finished = (x.cpu().numpy() for x in found[:5])
         plain = Found(tokens, log_probs, scores, lengths, finished, looks)
         places = None
         if found.attention is not None and seen is not None:
             places = Places(seen.boxes.float().cpu().numpy(), seen.mask.cpu().numpy())
-        return captions_of(plain, self.vocabulary, self.tokenizer, self.calibration, places, alternatives, distinct)
+        said = captions_of(plain, self.vocabulary, self.tokenizer, self.calibration, places, alternatives, distinct)
+        if self.detector is None or seen is None:
+            return said
+        unfamiliar = self.detector(seen.pooled.float().cpu().numpy())
+        return [caption._replace(unfamiliar=share) for caption, share in zip(said, unfamiliar, strict=True)]
 
     def __call__(self, pictures: Picture | Iterable[Any], **how: Any) -> list[Caption]:
         """Caption pictures: `stream`, as a list."""
@@ -246,6 +257,7 @@ class Captioner:
         tags: str | Sequence[str] | None = None,
         language: str | None = None,
         urls: bool = False,
+        stability: bool = False,
     ) -> Iterator[Caption]:
         """Caption pictures, in order, as they are read: the next ones are opened while some are captioned.
 
@@ -258,6 +270,7 @@ class Captioner:
             alternatives: how many further captions of the search each brings.
             length, tags, language: what is asked for here, instead of what `ask` asked for.
             urls: whether addresses (http, https) are fetched.
+            stability: whether captions say how firmly they stand, which takes several times as long.
 
         Raises:
             ImageError: a picture that cannot be read; the message names it.
@@ -268,6 +281,8 @@ class Captioner:
         self.check_source()
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: 1 or more")
+        if stability:
+            check_alone(self)
 
         def opened(picture: Picture) -> tuple[str, Image.Image | ReadRegions]:
             return _name(picture), self.fetched(str(picture)) if is_address(picture) else self.open(picture)
@@ -277,8 +292,12 @@ class Captioner:
             every = in_order(pool, opened, found, 2 * batch_size)
             while batch := list(islice(every, batch_size)):
                 with self.asking(length, tags, language):
-                    seen = self.features(self.stacked([picture for _, picture in batch]))
+                    pixels = self.stacked([picture for _, picture in batch])
+                    seen = self.features(pixels)
                     captions = self.captions(self.search(seen, attention), alternatives, seen)
+                    if stability:
+                        firm = stabilities(self, pixels, captions)
+                        captions = [c._replace(stability=each) for c, each in zip(captions, firm, strict=True)]
                 for (name, _), caption in zip(batch, captions, strict=True):
                     yield caption._replace(picture=name)
 

@@ -29,6 +29,11 @@ class Caption(NamedTuple):
     """The probability in (0, 1) that it is a good one, where the captioner is calibrated (src/confidence.py)."""
     picture: str = ""
     """The path or address of the picture that it is of; empty of one in memory."""
+    unfamiliar: float | None = None
+    """The share of pictures like those that the captioner learned from that are nearer to these than this picture, in
+    [0, 1], where the captioner has a detector (src/detection.py)."""
+    stability: float | None = None
+    """How much of the words' probability stays where the picture is changed a little, in (0, 1], where asked for."""
 
 
 class Found(NamedTuple):

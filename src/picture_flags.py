@@ -86,6 +86,8 @@ def depends_on(items: Sequence[Path | str], captioner: Captioner, options: argpa
     how = {name: str(value) for name, value in vars(options).items() if name not in ("output", "devices", "device")}
     own = [{name: part for name, part in each.config.items() if name != "provenance"} for each in captioner.members]
     known = [captioner.vocabulary.words, captioner.control, captioner.calibration, captioner.matching]
+    if captioner.detector is not None:
+        known.append([hashlib.sha256(array.tobytes()).hexdigest() for array in captioner.detector[:-1]])
     regions = Path(options.regions) if getattr(options, "regions", None) else None
     files = [*items, *([regions, *sorted(regions.rglob("*"))] if regions else [])]
     every = [state_digest(captioner.model), own, captioner.config["generation"], known, how, *map(stats, files)]

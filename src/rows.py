@@ -35,6 +35,8 @@ class Columns(NamedTuple):
     score: bool = False
     confidence: bool = False
     quality: bool = False
+    flags: bool = False
+    """How unfamiliar the picture is, and how firmly the caption stands."""
 
 
 class Format(NamedTuple):
@@ -135,6 +137,8 @@ def _lines(row: Row, columns: Columns) -> list[str]:
             cells.append("" if caption is None or caption.confidence is None else f"{caption.confidence:.3f}")
         if columns.quality:
             cells.append("" if row.quality is None else f"{row.quality:.3f}")
+        if columns.flags:
+            cells += ["" if value is None else f"{value:.3f}" for value in _flags(row).values()]
         lines.append("\t".join(cells))
     return lines
 
@@ -154,7 +158,15 @@ def _fields(row: Row, columns: Columns) -> dict[str, Any]:
             fields["alternatives"] = [{"caption": each.text, **_scores(each, columns)} for each in others]
     if columns.quality and row.quality is not None:
         fields["quality"] = round(row.quality, 3)
+    if columns.flags:
+        fields |= {name: round(value, 3) for name, value in _flags(row).items() if value is not None}
     return fields
+
+
+def _flags(row: Row) -> dict[str, float | None]:
+    """Of a picture's best caption, on each of its lines."""
+    best = row.captions[0] if row.captions else None
+    return {"unfamiliar": best and best.unfamiliar, "stability": best and best.stability}
 
 
 def _scores(caption: Caption, columns: Columns) -> dict[str, float]:

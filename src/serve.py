@@ -66,6 +66,13 @@ def parser() -> argparse.ArgumentParser:
         "other machines may ask, any is taken",
     )
     work = result.add_argument_group("work and limits")
+    work.add_argument(
+        "--refuse-unfamiliar",
+        type=float,
+        metavar="SHARE",
+        help="refuse pictures that are as unfamiliar as that or more, in [0, 1], such as 0.999, of a captioner with a "
+        "detector",
+    )
     work.add_argument("--batch", type=int, default=16, metavar="N", help="pictures computed together (%(default)s)")
     work.add_argument(
         "--wait-ms",
@@ -146,6 +153,8 @@ def check_numbers(options: argparse.Namespace) -> None:
     for flag, least in (("batch", 1), ("queue", 1), ("max_bytes", 1), ("max_pixels", 1), ("wait_ms", 0), ("port", 0)):
         if getattr(options, flag) < least:
             raise ValueError(f"--{flag.replace('_', '-')} {getattr(options, flag):g}: {least} or more")
+    if options.refuse_unfamiliar is not None and not 0 <= options.refuse_unfamiliar <= 1:
+        raise ValueError(f"--refuse-unfamiliar {options.refuse_unfamiliar:g}: a number from 0 to 1 is wanted")
     if not 0 < options.timeout < math.inf:
         raise ValueError(f"--timeout {options.timeout:g}: above 0, and not endless")
     if options.port > 65535:
@@ -182,6 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed: `pip install -e '.[serve]'`, or `make install`", file=sys.stderr)
         return 2
+    from src.detection import detector_of
     from src.ensemble import EnsembleCaptioner
 
     try:
@@ -189,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         token, hosts = token_of(options), hosts_of(options)
         at = listening(options.host, options.port)
         captioner = EnsembleCaptioner.load_all(options.model, device_name=options.device)
+        if options.refuse_unfamiliar is not None:
+            detector_of(captioner)
         settings = Settings(
             batch=options.batch,
             wait=options.wait_ms / 1000,
@@ -196,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             limits=Limits(options.max_bytes, options.max_pixels, seconds=options.timeout),
             token=token,
             hosts=hosts,
+            unfamiliar=options.refuse_unfamiliar,
         )
         index = None
         if options.index is not None:

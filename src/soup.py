@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def soup(models: Sequence[Path], weights: Sequence[float] | None = None) -> Bundle:
-    """The weighted mean of captioners' weights; all else is the first's, but for its calibration, which is left out.
+    """The weighted mean of captioners' weights; all else is the first's, but for its calibration and its detector,
+    which are of other weights.
 
     Args:
         models: bundles, runs or checkpoints: two or more of one vocabulary and one build.
@@ -72,7 +73,7 @@ def soup(models: Sequence[Path], weights: Sequence[float] | None = None) -> Bund
     first.model.load_state_dict({name: tensor.float() for name, tensor in mean.items()}, strict=False)
     names = [f"{share:.3g} of {path}" for path, share in zip(models, shares, strict=True)]
     about = {**first.config["provenance"], "averaged": ", ".join(names)}
-    return first._replace(config={**first.config, "provenance": about}, calibration=None)
+    return first._replace(config={**first.config, "provenance": about}, calibration=None, detector=None)
 
 
 def _unlike(first: Bundle, other: Bundle) -> str | None:

@@ -74,6 +74,8 @@ class Settings(NamedTuple):
     token: str | None = None
     hosts: Sequence[str] | None = ()
     """See `Guard`."""
+    unfamiliar: float | None = None
+    """Pictures as unfamiliar as that are refused; None: none."""
 
 
 DEFAULT = Settings()
@@ -196,7 +198,12 @@ class Service:
             except Refused as error:
                 places.expect(-1)
                 return error
-            return await places.add(Task(pixels, wanted)), size
+            caption = await places.add(Task(pixels, wanted))
+            most = self.settings.unfamiliar
+            if most is not None and caption.unfamiliar is not None and caption.unfamiliar >= most:
+                share = f"{caption.unfamiliar:.1%}"
+                return Refused(422, f"{name}: unlike the pictures that the captioner learned from: {share} are nearer")
+            return caption, size
 
         return list(await asyncio.gather(*(one(*file) for file in files)))
 
@@ -371,6 +378,7 @@ def build_app(captioner: Captioner, settings: Settings = DEFAULT, index: "Index 
             alternatives=engine.alternatives,
             attends=captioner.model.decoder.attends,
             calibrated=captioner.calibration is not None,
+            detects=captioner.detector is not None,
             formats=READ,
             limits={**limits._asdict(), "pictures": service.most},
             index=None if index is None else Indexed(pictures=len(index), languages=index.languages),

@@ -11,6 +11,7 @@ from src.captioner import Caption, Captioner
 from src.data.control import LENGTHS, asked, asked_length, lengths, tag_tokens
 from src.data.regions import RegionsError
 from src.decoders.base import select_images
+from src.detection import check_alone, stabilities
 from src.encoders.precomputed import RegionEncoder
 from src.generation import ConsensusSearch, SampleSearch, Search
 from src.metrics.content import ContentWords
@@ -32,6 +33,8 @@ class Wanted(NamedTuple):
     alternatives: int = 0
     attention: bool = False
     distinct: bool = True
+    flags: bool = False
+    """Whether the caption says how firmly it stands."""
 
 
 class Task(NamedTuple):
@@ -96,6 +99,7 @@ class Engine:
         beam: int | None = None,
         alternatives: int = 0,
         attention: bool = False,
+        flags: bool = False,
     ) -> Wanted:
         """What the options of a request mean.
 
@@ -110,7 +114,9 @@ class Engine:
                 f"alternatives={alternatives}: the search gives {search.captions} captions a picture, so "
                 f"{search.captions - 1} others at most; a larger beam gives more"
             )
-        return Wanted(search, control, alternatives, attention)
+        if flags:
+            check_alone(self.captioner)
+        return Wanted(search, control, alternatives, attention, flags=flags)
 
     def wanted_for_tags(self, language: str | None = None, samples: int = SAMPLES) -> Wanted:
         """Drawn captions, of which tags are made.
@@ -146,11 +152,19 @@ class Engine:
             alone = row if isinstance(wanted.search, SampleSearch | ConsensusSearch) else None
             key = (id(wanted.search), len(wanted.control), wanted.attention, wanted.distinct, alone)
             groups.setdefault(key, []).append(row)
-        seen = self.captioner.features(_joined([tasks[i].pixels for i in pictures]))
+        pixels = _joined([tasks[i].pixels for i in pictures])
+        seen = self.captioner.features(pixels)
         for rows in groups.values():
             those = [tasks[pictures[row]].wanted for row in rows]
             for row, caption in zip(rows, self._captions(seen, rows, those), strict=True):  # type: ignore[arg-type]
                 results[pictures[row]] = caption
+        flagged = [row for row, i in enumerate(pictures) if tasks[i].wanted.flags]  # type: ignore[union-attr]
+        if flagged:
+            those = [tasks[pictures[row]].wanted for row in flagged]
+            captions, controls = [results[pictures[row]] for row in flagged], [each.control for each in those]  # type: ignore[union-attr]
+            firm = stabilities(self.captioner, pixels[flagged], captions, controls)
+            for row, caption, each in zip(flagged, captions, firm, strict=True):
+                results[pictures[row]] = caption._replace(stability=each)
         return results
 
     def _captions(self, seen: Any, rows: Sequence[int], wanted: Sequence[Wanted]) -> list[Caption]:
@@ -163,7 +177,7 @@ class Engine:
             memory = captioner.model.memory(part)
             found = first.search(captioner.model.decoder, memory, prefix=prefix, attention=first.attention)
         most = max(each.alternatives for each in wanted)
-        captions = captioner.captions(found, most, part if first.attention else None, first.distinct)
+        captions = captioner.captions(found, most, part, first.distinct)
         return [
             caption._replace(alternatives=caption.alternatives[: each.alternatives])
             for caption, each in zip(captions, wanted, strict=True)

@@ -36,6 +36,7 @@ class CaptionOptions(Options):
     alternatives: int = Field(0, ge=0, lt=MOST_BEAMS, description="further captions, best first")
     beam: int | None = Field(None, ge=1, le=MOST_BEAMS, description="beams of the search, instead of its own number")
     attention: bool = Field(False, description="also where each word looked")
+    flags: bool = Field(False, description="also how firmly the caption stands, which takes several times as long")
 
 
 class TagOptions(Options):
@@ -65,6 +66,14 @@ class CaptionAnswer(Said):
     width: int = Field(description="pixels of the picture, upright")
     height: int
     alternatives: list[Said]
+    unfamiliar: float | None = Field(
+        description="the share of pictures like those that the captioner learned from that are nearer to these, of a "
+        "captioner with a detector"
+    )
+    stability: float | None = Field(
+        description="how much of the words' probability stays where the picture is changed a little, in (0, 1], where "
+        "flags are asked for"
+    )
 
 
 class NamedAnswer(BaseModel):
@@ -144,6 +153,7 @@ class About(BaseModel):
     alternatives: int = Field(description="that can be asked for without a larger beam")
     attends: bool
     calibrated: bool
+    detects: bool = Field(description="whether answers say how unfamiliar a picture is")
     formats: str
     limits: dict[str, float]
     index: Indexed | None = Field(description="pictures that can be searched; null: none")
@@ -156,7 +166,7 @@ REASONS = {
     408: "the picture did not arrive in time",
     413: "too many bytes, pixels or pictures",
     415: "not a picture in a format that is read",
-    422: "an option that is unknown, out of its range, or beyond this captioner",
+    422: "an option that is unknown, out of its range, or beyond this captioner; or a picture that is too unfamiliar",
     429: "too many pictures are waiting: ask again after Retry-After seconds",
     503: "the service is about to stop",
     504: "no answer in time",
@@ -216,4 +226,11 @@ def said(caption: Caption, size: tuple[int, int], captioner: Captioner) -> dict[
 
 def caption_answer(caption: Caption, size: tuple[int, int], captioner: Captioner) -> CaptionAnswer:
     others = [Said(**said(each, size, captioner)) for each in caption.alternatives]
-    return CaptionAnswer(**said(caption, size, captioner), width=size[0], height=size[1], alternatives=others)
+    return CaptionAnswer(
+        **said(caption, size, captioner),
+        width=size[0],
+        height=size[1],
+        alternatives=others,
+        unfamiliar=caption.unfamiliar,
+        stability=caption.stability,
+    )

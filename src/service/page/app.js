@@ -230,6 +230,8 @@
       const { text: said, confidence: sure } = every[chosen];
       tell("confidence", () => sure === null ? "" : say(
         `Probability that it is a good caption: ${(100 * sure).toFixed(0)} %`, `是好描述的概率：${(100 * sure).toFixed(0)}%`));
+      tell("unfamiliar", () => (answer.unfamiliar ?? 0) < .99 ? "" : say(
+        "This picture is unlike the pictures it learned from.", "这张图片不像它学习过的图片。"));
       $("others").hidden = every.length < 2;
       const focused = document.activeElement?.dataset?.choice;
       $("alternatives").replaceChildren(...every.map((each, i) => {
