@@ -67,6 +67,7 @@ captioner: $(VENV)/installed ## train anew the captioner that comes with the cod
 	$(RUN) -m src.evaluate model=$(BILINGUAL)/soup-0 data=tsv "data.root=$(FLICKR8K)" data.train=train_both.tsv data.val=val_both.tsv \
 		split=val tags=en calibrate=true output=$(BILINGUAL)/soup-0/eval/en
 	$(RUN) -m src.quantize $(BILINGUAL)/soup-0 -o $(SHIPPED) --card models/flickr8k-bilingual.md --overwrite
+	$(RUN) -m src.detect fit $(SHIPPED) --data "$(FLICKR8K)/train.tsv" --val "$(FLICKR8K)/val.tsv"
 	$(call trained,matcher-0,matcher init=$(SHIPPED))
 	$(RUN) -m src.evaluate model=$(BILINGUAL)/matcher-0 data=tsv "data.root=$(FLICKR8K)" data.train=train_both.tsv data.val=val_both.tsv \
 		split=val tags=en rerank=20 calibrate=true output=$(BILINGUAL)/matcher-0/eval/en

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 AXES = 128
 """Directions in which features vary most, and whose variances are kept one by one."""
-LEAST = AXES
-"""Pictures that tell their variances, at least."""
+LEAST = 20
+"""Pictures that tell their variances, at least; half as many axes as pictures are kept at most."""
 LEAST_VARIANCE = 1e-9
 """Of features that do not vary at all."""
 RESAMPLES = 1000
@@ -62,7 +62,8 @@ class Detector(NamedTuple):
             )
         mean = training.mean(0, dtype=np.float64)
         _, values, axes = np.linalg.svd(training - mean, full_matrices=False)
-        variances, count = values**2 / (len(training) - 1), min(AXES, len(values) - 1)
+        variances = values**2 / (len(training) - 1)
+        count = min(AXES, len(training) // 2, training.shape[1] - 1)
         rest = variances[count:].sum() / max(training.shape[1] - count, 1)
         kept = np.append(variances[:count], rest).clip(LEAST_VARIANCE).astype(np.float32)
         found = cls(mean.astype(np.float16), axes[:count].astype(np.float16), kept, np.empty(0), len(training))

@@ -88,8 +88,8 @@ def test_unfamiliar_is_the_share_that_is_nearer(tmp_path):
     (tmp_path / "d").write_bytes(b"no")
     with pytest.raises(ValueError, match="no detector .* `python -m src.detect fit` again"):
         Detector.load(tmp_path / "d")
-    with pytest.raises(ValueError, match="100 training and 3 held-out pictures: 128 of the first"):
-        Detector.fit(drawn(100, 0), drawn(3, 0))
+    with pytest.raises(ValueError, match="12 training and 3 held-out pictures: 20 of the first"):
+        Detector.fit(drawn(12, 0), drawn(3, 0))
 
 
 def test_features_that_do_not_vary():
@@ -267,7 +267,7 @@ def test_two_sets_are_told_apart(fitted, pictures, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (["fit", "BUNDLE", "--data", "like.tsv", "--val", "val.tsv"], "12 training and 40 held-out pictures: 128 of"),
+        (["fit", "BUNDLE", "--data", "like.tsv", "--val", "val.tsv"], "12 training and 40 held-out pictures: 20 of"),
         (["fit", "nowhere", "--data", "like.tsv", "--val", "val.tsv"], "nowhere: no bundle here"),
         (["fit", "BUNDLE", "--data", "nothing.tsv", "--val", "val.tsv"], "nothing.tsv"),
         (["score", "nowhere.png", "--model", "BUNDLE"], "nowhere.png: no such file"),

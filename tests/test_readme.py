@@ -18,6 +18,7 @@ from src import (
     attack,
     caption,
     compare,
+    detect,
     duplicates,
     evaluate,
     export,
@@ -33,11 +34,12 @@ from src import (
     tags,
     words,
 )
-from src.bundle import CALIBRATION, MATCHING, Bundle, bundle_config, save_bundle
+from src.bundle import CALIBRATION, DETECTOR, MATCHING, Bundle, bundle_config, save_bundle
 from src.command import _line_of, _values
 from src.confidence import Calibration
 from src.config import ROOT
 from src.data.vocabulary import Vocabulary
+from src.detection import Detector
 from src.help import comments
 from src.model import build
 from src.portable import PortableCaptioner
@@ -221,6 +223,8 @@ def test_caption_commands(arguments, bundle, regions_bundle, shapes, tmp_path, m
         bundle = matching_bundle(tmp_path / "matching", ["dog", "in", "the", "snow", "person", "with", "雪"])
         Calibration(1.0, 0.0, 0.5, 100).save(bundle / MATCHING)
         arguments += ["--alert-confidence", "0"]
+    if "--refuse-unfamiliar" in arguments:
+        Detector.fit(np.random.default_rng(0).normal(0, 1, (40, 16)), np.zeros((3, 16))).save(bundle / DETECTOR)
     monkeypatch.setattr("src.picture_flags.SHIPPED", bundle)
     assert caption.main(arguments) == 0
     if "--alert" in arguments:
@@ -310,6 +314,20 @@ def test_annotating_commands(module, arguments, bundle, shapes, tmp_path, monkey
     assert module.main(["--model", str(bundle), *arguments]) == 0
     written = Path(arguments[arguments.index("-o") + 1]).read_text() if "-o" in arguments else capsys.readouterr().out
     assert written or module is duplicates
+
+
+@pytest.mark.parametrize("arguments", commands("src.detect"), ids=identify)
+def test_detection_commands(arguments, bundle, shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(shapes / "images")
+    (tmp_path / "data" / "scenes").mkdir(parents=True)
+    (tmp_path / "data" / "scenes" / "images").symlink_to(shapes / "images")
+    for split in ("train", "val"):  # the tiny data's training pictures alone are too few
+        (tmp_path / "data" / "scenes" / f"{split}.tsv").write_bytes((shapes / "tagged.tsv").read_bytes())
+    monkeypatch.setattr("src.picture_flags.SHIPPED", bundle)
+    assert detect.main([str(bundle) if a.startswith("runs/") else a for a in arguments]) == 0
+    written = [Path(a) for a in arguments if a.endswith(("flags.tsv", ".html"))]
+    assert all(path.stat().st_size for path in written) and (written or "24 pictures" in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("arguments", commands("src.prepare"), ids=identify)
@@ -444,19 +462,9 @@ def test_export_commands(arguments, vocabulary, shapes, tmp_path, monkeypatch, c
 
 
 def test_there_are_commands_of_each_kind():
-    modules = (
-        "train",
-        "evaluate",
-        "attack",
-        "robustness",
-        "caption",
-        "prepare",
-        "runs",
-        "studies",
-        "compare",
-        "report",
-    )
-    modules += ("tags", "words", "quantize", "soup", "export", "index", "search", "serve", "annotate", "duplicates")
+    modules = ("train", "evaluate", "attack", "robustness", "caption", "detect", "prepare", "runs", "studies")
+    modules += ("compare", "report", "tags", "words", "quantize", "soup", "export", "index", "search", "serve")
+    modules += ("annotate", "duplicates")
     assert [bool(commands(f"src.{module}")) for module in modules] == [True] * len(modules)
 
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -170,6 +171,19 @@ def let_in(page: "playwright.Page") -> None:
 def narrow(page: "playwright.Page") -> bool:
     """Whether the page is no wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_a_picture_unlike_the_training_photographs_has_a_note(visit, shipped, photo):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    page, note = visit.open(shipped), "This picture is unlike the pictures it learned from."
+    bring(page, "drop", ("noise.png", file_of(noise)))
+    caption_of(page)
+    assert page.locator("#unfamiliar").inner_text() == note
+    page.get_by_role("button", name="中文").click()
+    assert page.locator("#unfamiliar").inner_text() == "这张图片不像它学习过的图片。" and narrow(page)
+    bring(page, "drop", photo)
+    caption_of(page)
+    assert (page.locator("#unfamiliar").inner_text() == "") == (own(shipped, photo[1]).unfamiliar < 0.99)
 
 
 @pytest.mark.parametrize("how", ["drop", "paste"])

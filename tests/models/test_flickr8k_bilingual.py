@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -52,6 +53,7 @@ def test_the_folder_is_small_and_holds_no_captions():
         "README.md",
         "calibration.json",
         "config.yaml",
+        "detector.safetensors",
         "matching.json",
         "model.safetensors",
         "vocabulary.json",
@@ -98,6 +100,14 @@ def test_it_captions_in_english_and_when_asked_in_chinese(call):
 def test_it_says_how_sure_it_is(call):
     _, confidence = call(caption, "--confidence")
     assert 0 < float(confidence) < 1
+
+
+def test_it_says_what_is_unlike_its_photographs(call, photograph):
+    """A portrait is not, noise is."""
+    _, unfamiliar, stability = call(caption, "--flag")
+    assert float(unfamiliar) < 0.99 and 0.3 < float(stability) <= 1
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (260, 260, 3), np.uint8))
+    assert Captioner.load(SHIPPED, device_name="cpu")(noise)[0].unfamiliar == 1
 
 
 def test_it_tags(call):
