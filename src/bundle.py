@@ -2,22 +2,34 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from src.attention import Attention
 from src.confidence import Calibration
+from src.data.control import Control
+from src.data.tokenizer import CharacterTokenizer, EnglishTokenizer, MixedTokenizer
+from src.data.transforms import Augmentation, Preprocess
 from src.data.vocabulary import Vocabulary
+from src.decoders import Decoder
+from src.defences import Defence
 from src.detection import Detector
+from src.embeddings import Embedding
 from src.embeddings.pretrained import PretrainedEmbedding
+from src.encoders import Encoder
+from src.encoders.base import Backbone
 from src.files import room_for, whole_folder
+from src.generation import Search
+from src.matcher import JointMatcher
 from src.model import CaptioningModel, build, locate
+from src.strangers import check_config, check_size, load_checkpoint, read_yaml
 from src.weights import Storage, restored, stored
 
 PARTS = (
@@ -34,6 +46,25 @@ PARTS = (
     "generation",
 )
 """The parts of a run's config that a caption, or what is found by a sentence, depends on."""
+KINDS: dict[str, tuple[type, ...]] = {
+    "transform": (Preprocess,),
+    "transform.augment": (Augmentation,),
+    "tokenizer": (EnglishTokenizer, CharacterTokenizer, MixedTokenizer),
+    "control": (Control,),
+    "encoder": (Encoder,),
+    "encoder.backbone": (Backbone,),
+    "embedding": (Embedding,),
+    "attention": (Attention,),
+    "decoder": (Decoder,),
+    "latent": (Decoder,),
+    "matcher": (JointMatcher,),
+    "generation": (Search,),
+    "defence": (Defence,),
+}
+"""What a bundle's config may build, and where: of the project's classes, none that reads or writes anything."""
+
+NEEDED = ("transform", "tokenizer", "encoder", "embedding", "decoder", "generation")
+"""Those of the parts that every captioner has."""
 
 CALIBRATION, MATCHING = "calibration.json", "matching.json"
 """Of confidence, and of how well a sentence matches a picture."""
@@ -190,9 +221,9 @@ def read_saved(path: Path) -> Saved:
                     f"{path}: no captioner here ({name} is missing); give a bundle/ directory or a .ckpt file"
                 )
         try:
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            config = read_yaml(path / "config.yaml")
             state = restored(load_file(path / WEIGHTS))
-        except (yaml.YAMLError, SafetensorError, ValueError) as error:
+        except (SafetensorError, ValueError) as error:
             raise BundleError(f"{path}: damaged ({error}); copy or train it again") from error
         vocabulary = Vocabulary.load(path / "vocabulary.json")
         if (path / CALIBRATION).exists():
@@ -203,14 +234,16 @@ def read_saved(path: Path) -> Saved:
             detector = Detector.load(path / DETECTOR)
     elif path.is_file():
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = load_checkpoint(path)
             config, vocabulary = checkpoint["config"], Vocabulary.from_dict(checkpoint["vocabulary"])
             state = {
                 name.removeprefix("model."): tensor
                 for name, tensor in checkpoint["state_dict"].items()
                 if name.startswith("model.")
             }
-        except Exception as error:  # torch, zip and pickle raise many kinds
+            if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+                raise ValueError("its weights are no tensors")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
     elif path == SHIPPED:
         raise BundleError(f"{path}: the captioner that comes with the code is not there; name another one with --model")
@@ -225,7 +258,29 @@ def read_saved(path: Path) -> Saved:
             config.setdefault(part, None)  # bundles of versions without it
     if not isinstance(config, dict) or not all(part in config for part in PARTS):
         raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
+    if not isinstance(config.setdefault("provenance", {}), dict):
+        raise BundleError(f"{path}: its config's provenance is no mapping")
+    with naming_damage(path):
+        check_config({part: config[part] for part in PARTS}, KINDS)
+        if missing := [part for part in NEEDED if config[part] is None]:
+            raise ValueError(f"its config lacks {', '.join(missing)}")
     return Saved(config, vocabulary, state, calibration, matching, detector)
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """What goes wrong, for a `with` block, with what a bundle's config says is a BundleError that names the bundle."""
+    try:
+        yield
+    except (BundleError, ImportError):
+        raise
+    except Exception as error:  # a field of another type fails anywhere
+        said = (
+            str(error)
+            if isinstance(error, ValueError)
+            else f"its config cannot be built: {type(error).__name__}: {error}"
+        )
+        raise BundleError(said if str(path) in said else f"{path}: {said}") from error
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -236,7 +291,9 @@ def load_bundle(path: Path) -> Bundle:
     """
     saved = read_saved(Path(path))
     config, vocabulary, state = saved[:3]
-    model = build(without_weights(config), vocabulary)
+    with naming_damage(path):
+        check_size(lambda: build(without_weights(config), vocabulary), state)
+        model = build(without_weights(config), vocabulary)
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

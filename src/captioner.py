@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from src.bundle import SHIPPED, load_bundle
+from src.bundle import SHIPPED, load_bundle, naming_damage
 from src.captions import Caption, Found, Places, captions_of
 from src.confidence import Calibration
 from src.config import autocast_dtype, device, precision
@@ -106,15 +106,10 @@ class Captioner:
             RegionsError: no such regions, or a captioner that takes none.
         """
         bundle = load_bundle(Path(path))
-        captioner = cls(
-            bundle.model,
-            bundle.vocabulary,
-            instantiate(bundle.config["tokenizer"]),
-            instantiate(bundle.config["transform"]),
-            generation or instantiate(bundle.config["generation"]),
-            device_name,
-            precision_name,
-        )
+        with naming_damage(Path(path)):
+            tokenizer, preprocess = instantiate(bundle.config["tokenizer"]), instantiate(bundle.config["transform"])
+            generation = generation or instantiate(bundle.config["generation"])
+        captioner = cls(bundle.model, bundle.vocabulary, tokenizer, preprocess, generation, device_name, precision_name)
         captioner.config, captioner.calibration = bundle.config, bundle.calibration
         captioner.matching, captioner.detector = bundle.matching, bundle.detector
         captioner.default = (bundle.config["control"] or {}).get("default")

@@ -89,7 +89,7 @@ class Calibration(NamedTuple):
             found = cls(slope, intercept, threshold, int(values["pictures"]))
             if not np.isfinite(found).all():
                 raise ValueError("a number is not finite")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path}: no calibration ({error}); delete it, or evaluate with calibrate=true") from error
         return found
 

@@ -1,6 +1,7 @@
 """Files that several processes use at once, disks that are full, and readers that have gone."""
 
 import errno
+import json
 import logging
 import os
 import secrets
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
@@ -153,6 +155,18 @@ def onto_disk(path: Path) -> None:
             raise
     finally:
         os.close(number)
+
+
+def read_json(text: str | bytes) -> Any:
+    """A JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def encodable(text: str) -> str:

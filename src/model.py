@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,7 @@ class CaptioningModel(nn.Module):
         return self.decoder.prepare(self.features(images))
 
 
+_TARGET = re.compile(r"\w+(\.\w+)+", re.ASCII)
 OWN = ("src.",)
 """What a bundle may name: a bundle from a stranger runs nothing but this project's own classes."""
 TRAINING = (*OWN, "torch.optim.", "pytorch_lightning.callbacks.", "pytorch_lightning.loggers.")
@@ -56,6 +58,8 @@ def locate(target: str, allowed: tuple[str, ...] = OWN) -> type:
     Raises:
         ConfigError: a name outside what is allowed, or one that is not there.
     """
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        raise ConfigError(f"_target_: {target!r} names no class")
     module, _, name = target.rpartition(".")
     if not f"{module}.".startswith(allowed):
         raise ConfigError(f"_target_: {target} is not allowed here; it must begin with one of {', '.join(allowed)}")

@@ -4,7 +4,6 @@ A predictions file with anything wrong in it is refused as a whole, with a list 
 happened to be readable would be another number under the same name.
 """
 
-import json
 import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.data.tsv import BadRow, read_rows
+from src.files import read_json
 
 LISTED = 20
 """Of each kind of problem, at most so many are named; the others are counted."""
@@ -213,7 +213,7 @@ def _coco_results(path: Path) -> tuple[Rows, dict[str, list[str]]]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        return read_json(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise PredictionsError(f"{path}: no such file") from None
     except OSError as error:

@@ -54,7 +54,9 @@ _ENGLISH = re.compile(
     """,
     re.VERBOSE,
 )
-_GLUE = re.compile(r"(?<=\S) (n't|'(?:s|m|d|re|ve|ll))(?!\S)")
+_NO_CLITIC = "".join(f"(?<!{clitic})" for clitic in ("n't", "'s", "'m", "'d", "'re", "'ve", "'ll"))
+_GLUE = re.compile(rf"(?<=\S) ('(?:s|m|d|re|ve|ll))(?!\S)|{_NO_CLITIC}(?<=\S) (n't)(?!\S)")
+"""n't is glued to no other clitic: divided again, they would be one word."""
 
 
 class EnglishTokenizer:
@@ -78,7 +80,7 @@ class EnglishTokenizer:
 
     def join(self, tokens: Sequence[str]) -> str:
         """Words as a sentence, clitics glued to the word before them."""
-        return _GLUE.sub(r"\1", " ".join(tokens))
+        return _GLUE.sub(r"\1\2", " ".join(tokens))
 
 
 _CJK = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"

@@ -437,6 +437,8 @@ def kept_path(written: str) -> tuple[str, tuple[str, str] | None]:
         reason = f"{written} is an address: download the picture, and give its path below the root"
     elif kept.startswith("/") or re.match("[A-Za-z]:", kept):
         reason = f"{written} is absolute: write it relative to the root"
+    elif kept != kept.strip() or kept.startswith("\ufeff"):
+        reason = f"{written!r} begins or ends with a space, or begins with a byte order mark: rename the picture"
     elif kept == "." or kept == ".." or kept.startswith("../"):
         reason = f"{written} leaves the root: move the picture into it, or set the root higher"
     else:

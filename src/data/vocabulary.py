@@ -218,5 +218,5 @@ class Vocabulary:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:  # JSON's and Unicode's errors are ValueErrors too
+        except (ValueError, RecursionError) as error:  # JSON's and Unicode's errors are ValueErrors too
             raise ValueError(f"{path}: no vocabulary: {error}; copy or train the captioner again") from error

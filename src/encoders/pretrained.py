@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import inspect
 import logging
 import math
 import sys
@@ -216,6 +217,10 @@ class Transposed(nn.Module):
         return x.permute(*self.order)
 
 
+_LOADING = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
+"""What timm itself takes, and reads files or addresses by, before a network's own options."""
+
+
 class TimmBackbone(PretrainedBackbone):
     """Any timm network that gives a feature map, by its timm name (https://huggingface.co/docs/timm). The families of
     TIMM_STAGES and PLAIN_TRANSFORMERS can be frozen in part; any other is one stage.
@@ -237,6 +242,8 @@ class TimmBackbone(PretrainedBackbone):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise ValueError(f"encoder.backbone.name={name}: timm knows no such model; close: {close or 'none'}")
         at_least(1, "encoder.backbone", img_size=img_size)
+        if own := sorted(options.keys() & _LOADING):
+            raise ValueError(f"encoder.backbone.{own[0]}: timm would read files by it; weights=FILE reads a state dict")
         # A distilled DeiT refuses to be without pooling, which forward_features does not reach.
         self.options = {"num_classes": 0, "global_pool": "token" if "_distilled_" in name else "", **options}
         if img_size is not None:

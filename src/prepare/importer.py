@@ -5,7 +5,6 @@ was left out and what to run next.
 """
 
 import argparse
-import json
 import os
 import posixpath
 import re
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from src.files import read_json as decoded
 from src.files import write_atomically
 
 SPLITS = ("train", "val", "test")
@@ -146,7 +146,7 @@ def read_text(path: Path) -> str:
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """A JSON object with at least these keys; raises ValueError where it is something else."""
     try:
-        data = json.loads(path.read_bytes())
+        data = decoded(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}): the file may be cut short, get it again.") from None
     for key in keys:
