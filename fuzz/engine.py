@@ -127,7 +127,9 @@ class Run:
         finally:
             if self.limits:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-        self.slowest = max(self.slowest, time.monotonic() - before)
+        if (took := time.monotonic() - before) > self.slowest:
+            self.slowest = took
+            (self.folder / "slowest.bin").write_bytes(data)
         self.inputs += 1
         if self.limits and self.inputs % 1000 == 0:
             self._look_at_memory(data)

@@ -11,6 +11,7 @@ from src.bundle import SHIPPED, looks_saved
 from src.captioner import Captioner
 from src.data.features import state_digest
 from src.files import read_in_part
+from src.terminal import guarded
 
 
 def add_model_flag(parser: argparse.ArgumentParser, several: bool = True, needs: str = "") -> None:
@@ -65,11 +66,12 @@ def ended(run: Callable[[argparse.Namespace], int], options: argparse.Namespace,
     """The exit status of a command: what `run` returns, 2 for what its user can mend, in a sentence, and 130 where it
     was interrupted; `goes_on`: the same call then takes up what it has done."""
     try:
-        with read_in_part():
+        with guarded(), read_in_part():
             return run(options)
         return 0
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        with guarded():
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted" + ("; the same call goes on" if goes_on else ""), file=sys.stderr)

@@ -3,10 +3,10 @@
 import glob
 import io
 import os
-import urllib.request
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from src.addresses import opened
 from src.bundle import looks_saved
 from src.data.images import ImageError, picture_files
 from src.data.regions import ReadRegions
@@ -25,6 +26,8 @@ MAX_BYTES = 100_000_000
 """Of a picture behind an address."""
 PATIENCE = 30
 """Seconds that an address may say nothing."""
+ENDS = 300
+"""Seconds in which a picture must have come."""
 
 Picture = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | ReadRegions
 """A path, an address, a file's bytes, a picture in memory (see `as_image`), or its regions computed beforehand."""
@@ -173,10 +176,16 @@ def fetch(address: str, most: int = MAX_BYTES) -> bytes:
         ImageError: it cannot be had, or is larger than `most` bytes; the message names it.
     """
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "captionary"})
-        opener = urllib.request.build_opener()  # by the proxy of now: urlopen's is that of its first call
-        with opener.open(request, timeout=PATIENCE) as answer:
-            data = answer.read(most + 1)
+        parts, size, until = [], 0, time.monotonic() + ENDS
+        with opened(address, PATIENCE) as answer:
+            while size <= most and (part := answer.read1(1 << 16)):
+                parts.append(part)
+                size += len(part)
+                if time.monotonic() > until:
+                    raise TimeoutError(f"it did not come within {ENDS} s")
+            if size <= most and answer.length:  # what was announced and did not come
+                raise IncompleteRead(b"", answer.length)
+        data = b"".join(parts)
     except (OSError, ValueError, HTTPException) as error:
         plain = isinstance(error, HTTPError) or not getattr(error, "reason", None)
         why = str(error) if plain else str(error.reason)  # type: ignore[union-attr]

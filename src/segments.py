@@ -15,7 +15,7 @@ import numpy as np
 
 from src.bm25 import Postings, postings
 from src.data.tokenizer import MixedTokenizer
-from src.files import onto_disk, room_for, whole
+from src.files import onto_disk, read_json, room_for, whole
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -115,6 +115,16 @@ class Segment:
                     "and build it again"
                 )
         self.folder, self.files = folder, dict(files)
+        try:
+            self._open(folder)
+        except (FileNotFoundError, ImportError, IndexFault):
+            raise
+        except Exception as error:  # NumPy, JSON and faiss raise many kinds
+            raise IndexFault(
+                f"{folder}: damaged ({error}); restore it, or delete the index and build it again"
+            ) from error
+
+    def _open(self, folder: Path) -> None:
         self.vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         self.keys = np.load(folder / "keys.npy")
         self.stats = np.load(folder / "stats.npy", mmap_mode="r")
@@ -124,7 +134,39 @@ class Segment:
         terms = json.loads((folder / "terms.json").read_text(encoding="ascii"))
         arrays = (np.load(folder / f"postings_{name}.npy", mmap_mode="r") for name in Postings._fields[1:])
         self.postings = Postings({term: number for number, term in enumerate(terms)}, *arrays)
+        self._check()
         self.index = self._faiss()
+
+    def _check(self) -> None:
+        """Raises ValueError where its arrays do not belong together: later each of them is trusted."""
+        count, terms = len(self.keys), len(self.postings.terms)
+        shapes = {
+            "keys": (self.keys, (count,), "u"),
+            "vectors": (self.vectors, (count, self.vectors.shape[-1]), "f"),
+            "stats": (self.stats, (count, 2), "i"),
+            "folder_of": (self.folder_of, (count,), "i"),
+            "names_first": (self.names.first, (count + 1,), "i"),
+            "captions_first": (self.captions.first, (count + 1,), "i"),
+            "postings_first": (self.postings.first, (terms + 1,), "i"),
+            "postings_lengths": (self.postings.lengths, (count,), "u"),
+            "postings_counts": (self.postings.counts, self.postings.rows.shape, "u"),
+        }
+        for name, (array, shape, kind) in shapes.items():
+            if array.shape != shape or array.dtype.kind != kind:
+                raise ValueError(f"{name} has shape {array.shape} of {array.dtype}, and {shape} is wanted")
+        for name, first, last in (
+            ("names", self.names.first, len(self.names.bytes)),
+            ("captions", self.captions.first, len(self.captions.bytes)),
+            ("postings", self.postings.first, len(self.postings.rows)),
+        ):
+            if first[0] != 0 or first[-1] != last or (np.diff(first) < 0).any():
+                raise ValueError(f"{name} do not lie one after the other")
+        if not all(isinstance(folder, str) for folder in self.folders):
+            raise ValueError("its folders are no texts")
+        if count and not 0 <= self.folder_of.min() <= self.folder_of.max() < len(self.folders):
+            raise ValueError("a picture in no folder")
+        if len(self.postings.rows) and int(self.postings.rows.max()) >= count:
+            raise ValueError("words of a picture that is not there")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -277,18 +319,22 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     file = directory / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexFault(
             f"{directory}: no index here; `python -m src.index FOLDER --index {directory}` builds one"
         ) from error
     try:
-        manifest = json.loads(text)
+        manifest = read_json(text)
         digest = manifest.pop("digest")
         if digest != _digest(manifest):
             raise ValueError("its content is not what was written")
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']}, and this version reads {FORMAT}")
+        for entry in manifest["segments"]:
+            for name in (entry["name"], entry["removed"] or "segment-", *entry["files"]):
+                if Path(name).name != name:
+                    raise ValueError(f"{name!r}: a name in the index's folder is wanted")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IndexFault(f"{file}: damaged ({error}); restore it, or delete {directory} and build it again") from error
     return manifest
@@ -327,7 +373,7 @@ def read_state(directory: Path, known: State | None = None) -> State:
                 segments.append(there.get(entry["name"]) or Segment(folder, entry["files"]))
                 mask = np.ones(len(segments[-1]), bool)
                 if entry["removed"]:
-                    mask[np.load(directory / entry["removed"])] = False
+                    mask[_removed(directory / entry["removed"])] = False
                 alive.append(mask)
             return State(manifest, segments, alive)
         except FileNotFoundError as error:
@@ -337,6 +383,16 @@ def read_state(directory: Path, known: State | None = None) -> State:
                 f"{error.filename}: missing; restore it, or delete {directory} and build the index again"
             ) from error
     raise AssertionError
+
+
+def _removed(file: Path) -> np.ndarray:
+    """The rows that a segment has lost."""
+    try:
+        return np.load(file)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise IndexFault(f"{file}: damaged ({error}); restore it, or delete the index and build it again") from error
 
 
 def sweep(directory: Path, manifest: Mapping[str, Any]) -> None:

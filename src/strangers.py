@@ -4,6 +4,7 @@ is promised."""
 import io
 import math
 import pickle
+import pickletools
 import re
 import threading
 import zipfile
@@ -79,8 +80,8 @@ def check_config(config: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]
         kinds: which classes a `_target_` may name, by its place: `encoder`, `encoder.backbone`.
 
     Raises:
-        ValueError: names the place: a class or value that does not belong there, more or deeper nested values than MOST_NODES and
-            MOST_DEPTH, or a number above its limit.
+        ValueError: names the place: a class or value that does not belong there, more or deeper nested values than
+            MOST_NODES and MOST_DEPTH, or a number above its limit.
     """
     left = MOST_NODES
 
@@ -217,17 +218,18 @@ def load_checkpoint(path: Path) -> Any:
 
     Raises:
         ValueError: something else, or damaged; says what.
-        OSError: it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
                 raise ValueError("it is compressed, as torch.save writes none")
             (name,) = [name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") == 1]
-            _Dry(io.BytesIO(archive.read(name))).load()
+            data = archive.read(name)
+        for code, argument, _ in pickletools.genops(data):  # the unpickler makes a table as long as it is told
+            if code.name.endswith("PUT") and argument > len(data):
+                raise ValueError(f"{code.name} {argument}")
+        _Dry(io.BytesIO(data)).load()
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # torch, zip and pickle raise many kinds
         raise ValueError(" ".join(str(error).split())[:300] or type(error).__name__) from error
 

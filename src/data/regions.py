@@ -3,7 +3,6 @@ folder, or one HDF5 file of all pictures → padded batches."""
 
 import importlib.util
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -14,12 +13,14 @@ import torch
 from src.encoders.base import grid_boxes
 from src.encoders.precomputed import Regions
 from src.ranges import at_least
+from src.strangers import MOST_ARRAY, read_npy, read_npz
 
 FEATURES = ("features", "feat", "feats", "x")
 BOXES = ("boxes", "bbox", "bboxes")
 WIDTH = ("image_w", "image_width", "img_w", "width")
 HEIGHT = ("image_h", "image_height", "img_h", "height")
 """The names that arrays go by, in a `.npz` file or an HDF5 group; the first that is there is taken."""
+WANTED = frozenset((*FEATURES, *BOXES, *WIDTH, *HEIGHT))
 HDF5 = (".h5", ".hdf5")
 
 
@@ -76,16 +77,22 @@ class RegionFiles:
         Raises:
             RegionsError: there are none, or they do not fit.
         """
-        place = self._find(image)
+        try:
+            place = self._find(image)
+        except RegionsError:
+            raise
+        except Exception as error:  # h5py raises many kinds on damaged files
+            raise RegionsError(f"{self.path}: damaged ({error}): copy or compute it again") from error
         if place is None:
             tried = [f"{name}{'' if self.hdf5 else '.npz'}" for name in _names(image)]
             raise RegionsError(f"{self.path}: no regions of {image}; looked for are {', '.join(dict.fromkeys(tried))}")
         name = f"{self.path}:{place}" if self.hdf5 else str(place)
         try:
-            arrays = self._hdf5(place) if self.hdf5 else _numpy(place)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return self._fitted(name, self._hdf5(place) if self.hdf5 else _numpy(place))
+        except RegionsError:
+            raise
+        except Exception as error:
             raise RegionsError(f"{name}: damaged, or no arrays of numbers ({error}): compute it again") from error
-        return self._fitted(name, arrays)
 
     def problems(self, images: Sequence[str], decode: bool) -> dict[str, tuple[str, str]]:
         """Image → (kind, reason), of those without regions or (with `decode`) with regions that cannot be used."""
@@ -119,8 +126,19 @@ class RegionFiles:
 
     def _hdf5(self, name: str) -> dict[str, Any]:
         node = self._file()[name]
-        arrays = {FEATURES[0]: node[()]} if hasattr(node, "shape") else {key: node[key][()] for key in node}
-        return {**node.attrs, **arrays}
+        if hasattr(node, "shape"):
+            return {FEATURES[0]: self._array(node)}
+        arrays = {key: self._array(node[key]) if key in WANTED else None for key in node}
+        return {**{key: node.attrs[key] if key in WANTED else None for key in node.attrs}, **arrays}
+
+    def _array(self, dataset: Any) -> np.ndarray:
+        """A dataset's numbers; ValueError where they are in another file, none, or too many."""
+        elsewhere = dataset.external or dataset.is_virtual or not os.path.samefile(dataset.file.filename, self.path)
+        if elsewhere:
+            raise ValueError(f"{dataset.name} is in another file")
+        if dataset.dtype.kind not in "biuf" or dataset.nbytes > MOST_ARRAY:
+            raise ValueError(f"{dataset.name}: {_shape(dataset)} of {dataset.dtype}")
+        return dataset[()]
 
     def _fitted(self, name: str, arrays: Mapping[str, Any]) -> ReadRegions:
         features = _first(arrays, FEATURES)
@@ -180,19 +198,18 @@ def _names(image: str) -> Iterator[str]:
 
 def _numpy(file: Path) -> dict[str, Any]:
     """The arrays of a `.npz` or `.npy` file; pickled ones are refused."""
-    read = np.load(file, allow_pickle=False)
-    if isinstance(read, np.ndarray):
-        return {FEATURES[0]: read}
-    wanted = (*FEATURES, *BOXES, *WIDTH, *HEIGHT)
-    with read:
-        return {key: read[key] if key in wanted else None for key in read.files}
+    with file.open("rb") as opened:
+        if opened.read(2) == b"PK":
+            return read_npz(file, WANTED.__contains__)
+        opened.seek(0)
+        return {FEATURES[0]: read_npy(opened, file.stat().st_size)}
 
 
 def _first(arrays: Mapping[str, Any], names: Sequence[str]) -> np.ndarray | None:
     return next((np.asarray(arrays[name]) for name in names if arrays.get(name) is not None), None)
 
 
-def _shape(array: np.ndarray) -> str:
+def _shape(array: Any) -> str:
     return f"({', '.join(map(str, array.shape))})"
 
 

@@ -15,10 +15,10 @@ import json
 import logging
 import mmap
 import os
+import re
 import tarfile
 import threading
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,11 +30,12 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from src.addresses import opened
 from src.data.images import ImageError, Pictures, load_image
 from src.data.table import Captions, Strings, kept, mapped
 from src.data.transforms import AS_IT_IS, Preprocess, Variation
 from src.data.tsv import kept_path, read_tsv
-from src.files import FULL, DiskFull, locked, room_for, write_atomically
+from src.files import FULL, DiskFull, locked, read_json, room_for, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ that train together leave out the same."""
 NAMED = 20
 """Bad shards and pictures that a warning names, and then how many more there are."""
 CHUNK = 1 << 20
+MOST_TEXT = 1 << 20
+"""Bytes of a text in a tar."""
 
 
 class ShardError(ValueError):
@@ -80,6 +83,12 @@ class Shard(NamedTuple):
     """None where it was packed by others."""
 
 
+_NAME = re.compile(r"[\w.][\w.+=@~/-]*")
+"""What a shard is called in a manifest: addresses of some kinds become part of a shell's command (webdataset's way), so
+that nothing that a shell would heed may be in it."""
+_ADDRESS = re.compile(r"\w+://[\w.+=@~/:?&%,-]*")
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json says of a split's shards."""
@@ -97,26 +106,51 @@ class Manifest:
         """(shards + 1,) the number of each one's first image, and of all."""
         return np.cumsum([0, *(shard.images for shard in self.shards)])
 
+    def _check(self, own: bool) -> None:
+        """Raises ValueError for names, numbers or features that none has."""
+        if unknown := self.sha256.keys() - {CAPTIONS, INDEX}:
+            raise ValueError(f"{min(unknown)}: not one of its files")
+        for shard in self.shards:
+            if not own and (not _NAME.fullmatch(shard.name) or ".." in shard.name.split("/")):
+                raise ValueError(f"{shard.name!r}: a path below the manifest's folder is wanted")
+            if not all(type(number) is int and 0 <= number < 2**48 for number in (shard.images, shard.bytes)):
+                raise ValueError(f"{shard.name}: {shard.images!r} images, {shard.bytes!r} bytes")
+            if not isinstance(shard.sha256, str | None):
+                raise ValueError(f"{shard.name}: its checksum is no text")
+        if (features := self.features) is not None:
+            shape, kind, of = features["shape"], features["dtype"], features["of"]
+            if kind not in ("float16", "float32") or not isinstance(of, dict):
+                raise ValueError(f"features of {kind!r}")
+            if len(shape) != 2 or not all(type(side) is int and 0 < side < 2**20 for side in shape):
+                raise ValueError(f"features of shape {shape!r}")
+
     def write(self, folder: Path) -> None:
         """Write manifest.json."""
         content = {**asdict(self), "shards": [shard._asdict() for shard in self.shards]}
         write_atomically(folder / MANIFEST, json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def read(cls, file: Path) -> "Manifest":
+    def read(cls, file: Path, own: bool = False) -> "Manifest":
         """Read manifest.json.
+
+        Args:
+            file: it.
+            own: it was written here, of the user's own tars, whose names are whole. Others may be a stranger's: what
+                they name lies beside them.
 
         Raises:
             ShardError: it is none, or cannot be read.
         """
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            return cls(
+            content = read_json(file.read_text(encoding="utf-8"))
+            manifest = cls(
                 [Shard(**shard) for shard in content["shards"]],
                 content["sha256"],
                 content["features"],
                 content["packed"],
             )
+            manifest._check(own)
+            return manifest
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ShardError(
                 f"{file}: no manifest of shards ({error!r}): pack them again with "
@@ -179,6 +213,8 @@ class Shards:
         shard = int(self.shard_of(np.array(number)))
         begin, size = self.index[number].tolist()
         content = self._content(shard)
+        if not 0 <= begin <= begin + size <= content.size:
+            raise ShardError(f"{self.path(shard)}: damaged, it ends before its image {number}: copy it again")
         try:
             data = content.read(begin, size)
         except OSError as error:
@@ -198,7 +234,7 @@ class Shards:
         places, shards = self.index[np.asarray(numbers)].tolist(), self.shard_of(np.asarray(numbers)).tolist()
         for row, shard, (begin, size) in zip(found, shards, places, strict=True):
             content = self._content(shard)
-            if size != row.nbytes or begin + size > content.size:
+            if size != row.nbytes or not 0 <= begin <= content.size - size:
                 raise ShardError(f"{self.path(shard)}: damaged, its features are cut off: copy it again")
             row[...] = np.ndarray(row.shape, row.dtype, content.mapped, begin)
         return found
@@ -464,8 +500,11 @@ def _is_http(address: str) -> bool:
 
 def _stream(address: str) -> BinaryIO:
     if _is_http(address):
-        opener = urllib.request.build_opener()  # by the proxy of now: urlopen's is that of its first call
-        return opener.open(address, timeout=60)  # type: ignore[no-any-return]
+        return opened(address, 60)  # type: ignore[no-any-return]
+    if not address.startswith("pipe:") and not _ADDRESS.fullmatch(
+        address
+    ):  # a pipe is a command by the user's own wish
+        raise ShardError(f"{address}: a character in it that no address has")
     try:
         from webdataset import gopen
     except ImportError as error:
@@ -581,12 +620,14 @@ def found_shards(
         raise ValueError(f"on_bad_shard={on_bad_shard}: choose {', '.join(get_args(OnBadShard))}")
     cache = cache_dir / "shards"
     place, folder, chosen = _located(root, where, cache, on_bad_shard, most)
-    manifest = Manifest.read(folder / MANIFEST)
+    manifest = Manifest.read(folder / MANIFEST, own=not place)
     for name, sha256 in manifest.sha256.items():
         if verify == "decode" and sha256_of(folder / name) != sha256:
             raise ShardError(f"{folder / name}: another content than {MANIFEST} says: copy it again")
     table = read_tsv(folder / CAPTIONS, folder, verify="none", cache_dir=cache_dir)
     index = mapped(folder / INDEX)
+    if index.shape != (len(index), 2) or index.dtype.kind not in "iu":
+        raise ShardError(f"{folder / INDEX}: no places of images: pack it again with `python -m src.prepare shards …`")
     if not len(index) == manifest.first[-1] == len(table):
         raise ShardError(
             f"{folder}: {CAPTIONS} has {len(table)} images, {INDEX} {len(index)} and {MANIFEST} {manifest.first[-1]}: "
@@ -724,19 +765,25 @@ def read_tar(file: Path, prefix: str = "", place: str = "") -> Packed:
                 kind = kind.lower().rpartition(".")[2]
                 if not member.isfile() or not stem or not kind:
                     continue
+                if member.issparse():  # its size is any number, and nothing of it need be there
+                    raise ShardError(f"{place}: {member.name[:60]!r} in it is a sparse file: pack it again without")
                 sample = samples.setdefault(str(path.parent / stem), {})
                 if kind in (*PICTURES, FEATURES):
                     sample["at"] = (member.offset_data, member.size)
                 elif kind == "json" or kind in TEXTS:
-                    opened = tar.extractfile(member)
-                    assert opened is not None
-                    sample["json" if kind == "json" else "text"] = opened.read().decode()
+                    if member.size > MOST_TEXT:
+                        raise ShardError(
+                            f"{place}: {member.name[:60]!r} in it has {member.size:,} bytes of text: leave it out"
+                        )
+                    text = tar.extractfile(member)
+                    assert text is not None
+                    sample["json" if kind == "json" else "text"] = text.read().decode()
             end = tar.offset
         if end > file.stat().st_size:
             raise ShardError(f"{place}: damaged, it ends too early: copy it again")
         found = Packed([], [], [], [])
         for key, sample in samples.items():
-            about = json.loads(sample.get("json", "{}"))
+            about = read_json(sample.get("json", "{}"))
             if not isinstance(about, dict):
                 raise ShardError(f"{place}: the JSON of its sample {key} is no object: mend it, or leave it out")
             said = _texts(about.get("captions")) or _texts(about.get("caption")) or _texts(sample.get("text"))
@@ -749,9 +796,9 @@ def read_tar(file: Path, prefix: str = "", place: str = "") -> Packed:
                 found.tags.append([tag for _, tag in rows])
                 found.places.append(sample["at"])
         return found
-    except (OSError, tarfile.TarError, ValueError, TypeError) as error:
-        if isinstance(error, ShardError):
-            raise
+    except ShardError:
+        raise
+    except Exception as error:  # of numbers that no file has, tarfile raises OverflowError and MemoryError, too
         raise ShardError(f"{place}: damaged, or no tar of pictures and captions ({error}): copy it again") from error
 
 
@@ -768,7 +815,9 @@ def _name(wanted: Any, own: str) -> str:
         kept, problem = kept_path(wanted.strip())
         if problem is None:
             return kept
-    return kept_path("".join(each if each.isprintable() else "_" for each in own))[0]
+    parts = "".join(each if each.isprintable() else "_" for each in own).replace("\\", "/").split("/")
+    kept, problem = kept_path("/".join(part.strip() for part in parts if part.strip() not in ("", ".", "..")))
+    return kept if problem is None else f"image-{hashlib.sha256(own.encode(errors='replace')).hexdigest()[:16]}"
 
 
 def _indexed(tars: Sequence[str], cache: Path, on_bad_shard: str, most: int | None = None) -> Path:

@@ -19,7 +19,9 @@ INSTALL = f"`pip install {PACKAGE}==1.0.0 pyarrow`"
 PROBED = 10
 """Lines by which the width of a text file is told."""
 CHUNK = 1 << 20
-"""Bytes of a binary file that are read at a time, and of a text file's first lines at most."""
+"""Bytes of a binary file that are read at a time, and of a text file's lines, and a binary one's words, at most."""
+WIDEST = 10_000
+"""Numbers of a vector, at most."""
 
 
 class VectorsError(ValueError):
@@ -78,7 +80,15 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
 def _whole_numbers(line: bytes) -> tuple[int, int] | None:
     """The header `<words> <width>` of word2vec's files; None: this line is none."""
     fields = line.split()
-    return (int(fields[0]), int(fields[1])) if len(fields) == 2 and all(map(bytes.isdigit, fields)) else None
+    if len(fields) != 2 or not all(field.isdigit() and len(field) < 16 for field in fields):
+        return None
+    return int(fields[0]), int(fields[1])
+
+
+def _possible(path: Path, width: int) -> int:
+    if not 1 <= width <= WIDEST:
+        raise VectorsError(f"{path}: says that its vectors have {width:,} numbers, and 1 to {WIDEST:,} can be")
+    return width
 
 
 def _numbers(fields: Sequence[bytes]) -> int:
@@ -107,7 +117,7 @@ class TextVectors:
             header = _whole_numbers(first.removeprefix(codecs.BOM_UTF8))
             self.skip = 1 if header else 0
             if header:
-                self.width = header[1]
+                self.width = _possible(path, header[1])
                 return
             lines = [first, *(file.readline(CHUNK) for _ in range(PROBED - 1))]
         widths = []
@@ -126,7 +136,9 @@ class TextVectors:
         words = {word.encode(): word for word in wanted}
         found: dict[str, np.ndarray] = {}
         with _opened(self.path) as (file, progress):
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(CHUNK), b""), 1):
+                if len(line) == CHUNK:  # a packed file of a few bytes may unpack to any length
+                    raise self._bad(number, line)
                 if number % 10_000 == 0:
                     progress()
                 if number == 1:
@@ -172,7 +184,7 @@ class BinaryVectors:
             second = file.readline(CHUNK).split()[1:]
         if header is None:
             raise VectorsError(f"{path}: does not begin as word2vec's binary files do, with `<words> <width>`")
-        self.count, self.width = header
+        self.count, self.width = header[0], _possible(path, header[1])
         if len(second) == self.width == _numbers(second):
             raise VectorsError(f"{path}: text, where .bin stands for a binary file; name it .txt")
 
@@ -181,10 +193,12 @@ class BinaryVectors:
         found: dict[str, np.ndarray] = {}
         size = 4 * self.width
         with _opened(self.path) as (file, progress):
-            file.readline()
+            file.readline(CHUNK)
             buffer, start = b"", 0
             for number in range(1, self.count + 1):
                 while not 0 <= (end := buffer.find(b" ", start)) <= len(buffer) - size - 1:
+                    if end < 0 and len(buffer) - start > CHUNK:
+                        raise VectorsError(f"{self.path}: word {number:,} of {self.count:,} has no end; copy it again")
                     more = file.read(CHUNK)
                     if not more:
                         raise VectorsError(f"{self.path}: ends at word {number:,} of {self.count:,}; copy it again")
