@@ -12,6 +12,8 @@ BILINGUAL ?= runs/flickr8k_bilingual
 SHIPPED ?= models/flickr8k-bilingual
 # Flags of `make serve`, such as --port 9000.
 SERVE ?=
+# Flags of `make fuzz`, such as --seed 1.
+FUZZ ?=
 # Tests run in so many processes, of one thread each.
 JOBS ?= 2
 
@@ -20,7 +22,7 @@ JOBS ?= 2
 trained = grep -qs '"state": "finished"' $(BILINGUAL)/$(1)/status.json || \
 	$(RUN) -m src.train experiments=flickr8k_bilingual/$(2) seed=0 name=flickr8k_bilingual/$(1) run_dir=$(BILINGUAL)/$(1) $(TRAIN) ckpt=last
 
-.PHONY: help install demo serve captioner test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
+.PHONY: fuzz audit lock licences install-locked help install demo serve captioner test test-slow test-oldest test-flickr8k test-browser test-slurm lint bench clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -111,6 +113,32 @@ bench: $(VENV)/bench ## speed and memory beside the baselines, on a quiet machin
 $(VENV)/bench: $(VENV)/installed
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[bench]'
 	@touch $@
+
+fuzz: $(VENV)/fuzz ## damaged inputs to all that reads strangers' files: most of an hour; a table, and runs/fuzz/record.json
+	OMP_NUM_THREADS=1 $(RUN) -m fuzz --all $(FUZZ)
+
+$(VENV)/fuzz: $(VENV)/installed
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+audit: $(VENV)/audit ## known holes of what is installed, where the data on them can be had; says so where not
+	@$(RUN) scripts/lock.py --audit
+
+$(VENV)/audit: $(VENV)/installed
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[audit]'
+	@touch $@
+
+lock: $(VENV)/installed ## write requirements.lock anew: what `make install` brings, with hashes
+	$(RUN) scripts/lock.py $(EXTRAS)
+
+licences: $(VENV)/installed ## write docs/licences.md anew, of what is installed
+	$(RUN) scripts/lock.py --licences
+
+install-locked: ## as install, but only files whose hashes are in requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --require-hashes --no-deps -r requirements.lock
+	$(RUN) -m pip install --no-deps --no-build-isolation -e .
+	@touch $(VENV)/installed
 
 clean: ## remove what was made: runs, caches, built-in data (not .venv, .venv-oldest)
 	rm -rf runs cache data outputs multirun
