@@ -25,7 +25,16 @@ ENDINGS = {"atheris": "guided by coverage", "mutation": "mutation"}
 
 def run(target: str, options: argparse.Namespace) -> int:
     """Run a target in a process of its own; its exit status."""
-    command = [sys.executable, "-m", "fuzz.engine", target, "--seed", str(options.seed), "--output", str(options.output)]
+    command = [
+        sys.executable,
+        "-m",
+        "fuzz.engine",
+        target,
+        "--seed",
+        str(options.seed),
+        "--output",
+        str(options.output),
+    ]
     for flag in ("inputs", "seconds"):
         if getattr(options, flag) is not None:
             command += [f"--{flag}", str(getattr(options, flag))]

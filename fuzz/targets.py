@@ -382,10 +382,25 @@ def config() -> Target:
     seeds = [(bundle_folder() / "config.yaml").read_bytes()]
     seeds.append(b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n")
     tokens = (
-        b"_target_: src.loggers.Loggers", b"_target_: os.system", b"weights: /etc/passwd", b"checkpoint_path: /etc/passwd",
-        b"hidden: 1000000000000", b"layers: 1000000", b"&a", b"*a", b"!!bool x", b"!!int ''", b"!!timestamp x", b"<<: *a",
-        b"? [a]\n: b", b"size: .inf", b"size: .nan", b"null", b"- - - - -", b"max_length: 100000000",
-    )  # fmt: skip
+        b"_target_: src.loggers.Loggers",
+        b"_target_: os.system",
+        b"weights: /etc/passwd",
+        b"checkpoint_path: /etc/passwd",
+        b"hidden: 1000000000000",
+        b"layers: 1000000",
+        b"&a",
+        b"*a",
+        b"!!bool x",
+        b"!!int ''",
+        b"!!timestamp x",
+        b"<<: *a",
+        b"? [a]\n: b",
+        b"size: .inf",
+        b"size: .nan",
+        b"null",
+        b"- - - - -",
+        b"max_length: 100000000",
+    )
     return Target("config", run, seeds, (ValueError,), tokens=tokens)
 
 
@@ -412,8 +427,6 @@ def rows() -> Target:
                 whole = "".join(kind.pieces(entries))
                 whole.encode()  # it can be written
                 if kind.name == "jsonl":
-                    for line in whole.splitlines() if "\x85" not in whole else []:
-                        pass
                     found = [json.loads(line) for line in whole.split("\n") if line]
                     holds(len(found) == 2 and found[0]["caption"] == text, "JSON lines lose something")
                 elif kind.name == "json":
@@ -450,8 +463,30 @@ def pictures_of_all_kinds() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "x" * 50
     exif[0x8769] = {0x9286: b"ASCII\0\0\0comment"}
-    for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "AVIF", "TGA", "PCX", "SGI", "DDS", "JPEG2000",
-                 "IM", "MSP", "ICNS", "QOI", "MPO", "SPIDER", "XBM", "BLP"):  # fmt: skip
+    for kind in (
+        "JPEG",
+        "PNG",
+        "GIF",
+        "WEBP",
+        "BMP",
+        "TIFF",
+        "PPM",
+        "ICO",
+        "AVIF",
+        "TGA",
+        "PCX",
+        "SGI",
+        "DDS",
+        "JPEG2000",
+        "IM",
+        "MSP",
+        "ICNS",
+        "QOI",
+        "MPO",
+        "SPIDER",
+        "XBM",
+        "BLP",
+    ):
         for mode in ("RGB", "L", "P", "1", "RGBA", "CMYK", "LA", "I;16", "I", "F"):
             with contextlib.suppress(ValueError):
                 add(colour.convert("I") if mode.startswith("I") else colour.convert(mode), kind)
@@ -559,8 +594,24 @@ def damaged_tar(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
             if data[at + 257 : at + 262] == b"ustar":
                 if rng.random() < 0.3:
                     field, width = rng.choice(((0, 100), (124, 12), (156, 1), (157, 100), (345, 155)))
-                    value = rng.choice((b"../../x.jpg", b"/etc/x.txt", b"77777777777\0", b"\x80" + b"\xff" * 11, b"S", b"1", b"2",
-                                        b"3", b"x", b"g", b"L", b"K", b"5", b"-1"))  # fmt: skip
+                    value = rng.choice(
+                        (
+                            b"../../x.jpg",
+                            b"/etc/x.txt",
+                            b"77777777777\0",
+                            b"\x80" + b"\xff" * 11,
+                            b"S",
+                            b"1",
+                            b"2",
+                            b"3",
+                            b"x",
+                            b"g",
+                            b"L",
+                            b"K",
+                            b"5",
+                            b"-1",
+                        )
+                    )
                     data[at + field : at + field + len(value[:width])] = value[:width]
                 data[at + 148 : at + 156] = b" " * 8
                 data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
@@ -728,10 +779,26 @@ def bundle() -> Target:
 
     seeds = [bytes([number]) + whole[name] for number, name in enumerate(names)]
     tokens = (
-        b"_target_: src.loggers.CSV", b"weights: /etc/passwd", b"checkpoint_path: /etc/passwd", b"hidden: 1000000000000",
-        b"layers: 1000000", b"*a", b"&a ", b"!!bool x", b"size: .nan", b"max_length: 100000000", b'"I8"', b'"F64"', b'"F16"',
-        b'"BOOL"', b'[1000000000000,4]', b'"shape":[]', b"null", b"-1", b"0",
-    )  # fmt: skip
+        b"_target_: src.loggers.CSV",
+        b"weights: /etc/passwd",
+        b"checkpoint_path: /etc/passwd",
+        b"hidden: 1000000000000",
+        b"layers: 1000000",
+        b"*a",
+        b"&a ",
+        b"!!bool x",
+        b"size: .nan",
+        b"max_length: 100000000",
+        b'"I8"',
+        b'"F64"',
+        b'"F16"',
+        b'"BOOL"',
+        b"[1000000000000,4]",
+        b'"shape":[]',
+        b"null",
+        b"-1",
+        b"0",
+    )
     return Target("bundle", run, seeds, (ValueError,), inputs=3000, tokens=tokens)
 
 

@@ -2,8 +2,8 @@
 address of a registry: `python scripts/lock.py EXTRAS`. The hashes are those of the files that pip would take here, on
 this kind of machine and Python; on another kind, make it anew.
 
-`python scripts/lock.py --licences` writes docs/licences.md instead, of what is installed; `--audit` asks pip-audit about
-known holes of it.
+`python scripts/lock.py --licences` writes docs/licences.md instead, of what is installed; `--audit` asks pip-audit
+about known holes of it.
 """
 
 import importlib.metadata
@@ -64,9 +64,9 @@ def licences() -> str:
         [
             "# Licences of what is installed",
             "",
-            "As the packages state them, written by `make licences`. What is marked passes conditions on to who distributes",
-            "it: none of these packages is in this repository. All of them that are marked are extras, but for tqdm,",
-            "certifi and pathspec (MPL 2.0, by file).",
+            "As the packages state them, written by `make licences`. What is marked passes conditions on to who",
+            "distributes it: none of these packages is in this repository. Of those, all are extras but for tqdm and",
+            "certifi (MPL 2.0, by file).",
             "",
             "| package | version | licence | |",
             "| --- | --- | --- | --- |",
@@ -94,9 +94,13 @@ def told(found: list[dict]) -> int:
     skipped = sorted(each["name"] for each in found if "skip_reason" in each)
     holes = [(each, hole) for each in found for hole in each.get("vulns", [])]
     for each, hole in holes:
-        print(f"{each['name']} {each['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'no version'}")
+        print(
+            f"{each['name']} {each['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'no version'}"
+        )
     checked = len(found) - len(skipped)
-    print(f"{checked} packages checked, {len(holes)} known holes; {len(skipped)} not checked: {', '.join(skipped) or 'none'}")
+    print(
+        f"{checked} packages checked, {len(holes)} known holes; {len(skipped)} not checked: {', '.join(skipped) or 'none'}"
+    )
     if not checked:
         print("not checked: no data on any of them can be had from here")
         return 3

@@ -61,6 +61,8 @@ def read_yaml(file: Path | str) -> Any:
         text = file
     if len(text) > MOST_YAML:
         raise ValueError(f"more than {MOST_YAML:,} bytes")
+    if sum(map(text.count, "[{-")) > MOST_NODES:  # PyYAML's time grows with the square of the depth
+        raise ValueError("nested too deeply, or too long a list")
     try:
         return yaml.safe_load(text)
     except RecursionError:

@@ -49,7 +49,17 @@ def changed(bundle, **fields):
     [
         ({"tokenizer": {"_target_": "src.loggers.ContinuedCSVLogger", "save_dir": "x"}}, "tokenizer: .* is no"),
         ({"decoder___target_": "src.data.regions.RegionFiles"}, "is no Decoder"),
-        ({"encoder__width": {"_target_": "src.loggers.ContinuedCSVLogger", "save_dir": "x"}}, "no part .* stands here"),
+        ({"encoder__width": {"_target_": "src.loggers.ContinuedCSVLogger", "save_dir": "x"}}, "takes none such"),
+        (
+            {
+                "encoder__backbone": {
+                    "_target_": "src.encoders.TimmBackbone",
+                    "name": "resnet18",
+                    "act_layer": {"_target_": "src.loggers.ContinuedCSVLogger", "save_dir": "x"},
+                }
+            },
+            "no part .* stands here",
+        ),
         ({"decoder___target_": 5}, "names no class"),
         ({"decoder___target_": "src..model.X"}, "names no class"),
         ({"decoder": None}, "lacks decoder"),
@@ -94,7 +104,7 @@ def test_counting_ends_with_the_block():
 
 @pytest.mark.parametrize(
     "text",
-    ["[" * 5000, "!!bool x", "!!int ''", "!!timestamp x", "!!float ''", "{[]: 1}", "a: *b", "x" * 200_000],
+    ["[" * 20_000, "[" * 500, "!!bool x", "!!int ''", "!!timestamp x", "!!float ''", "{[]: 1}", "a: *b", "x" * 200_000],
 )
 def test_yaml_of_any_kind_is_a_clear_error(text):
     with pytest.raises(ValueError):
@@ -228,3 +238,194 @@ def test_a_vocabulary_nested_too_deeply(tmp_path):
     (tmp_path / "v.json").write_text(json.dumps({"words": [], "counts": []})[:-1] + ', "x": ' + "[" * 100_000)
     with pytest.raises(ValueError, match="v.json"):
         Vocabulary.load(tmp_path / "v.json")
+
+
+# ---------------------------------------------------------------- shards
+
+
+def manifest(tmp_path, **fields):
+    shard = {"name": "a.tar", "images": 1, "bytes": 10, "sha256": None} | fields.pop("shard", {})
+    content = {"shards": [shard], "sha256": {}, "features": None, "packed": None} | fields
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    return tmp_path / "manifest.json"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sha256": {"../../.bashrc": "0" * 64}},
+        {"shard": {"name": "pipe:touch ran"}},
+        {"shard": {"name": "../a.tar"}},
+        {"shard": {"name": "/etc/passwd"}},
+        {"shard": {"name": "x'; touch ran; '.tar"}},
+        {"shard": {"name": "$(touch ran).tar"}},
+        {"shard": {"images": -1}},
+        {"shard": {"bytes": 1 << 60}},
+        {"features": {"of": {}, "shape": [1 << 40, 8], "dtype": "float16"}},
+        {"features": {"of": {}, "shape": [4, 8], "dtype": "O"}},
+    ],
+)
+def test_a_manifest_names_what_lies_beside_it_and_nothing_that_a_shell_heeds(fields, tmp_path):
+    from src.data.shards import Manifest, ShardError
+
+    assert Manifest.read(manifest(tmp_path)).shards[0].name == "a.tar"
+    with pytest.raises(ShardError, match="no manifest of shards"):
+        Manifest.read(manifest(tmp_path, **fields))
+
+
+def test_an_address_that_a_shell_would_heed_is_not_opened(tmp_path):
+    from src.data.shards import ShardError, fetch
+
+    with pytest.raises(ShardError, match="a character in it that no address has"):
+        fetch(f"gs://bucket/x'; touch {tmp_path / 'ran'}; '.tar", tmp_path / "cache" / "x.tar")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tars_lead_nowhere_and_unpack_to_nothing(tmp_path):
+    from fuzz.targets import sparse, tar
+    from src.data.shards import ShardError, read_tar
+
+    file = tmp_path / "a.tar"
+    file.write_bytes(
+        tar(
+            ("../../c.jpg", b"x", None),
+            ("../../c.txt", b"out", None),
+            ("/etc/d.jpg", b"y", None),
+            ("/etc/d.txt", b"z", None),
+        )
+    )
+    assert read_tar(file, "a/").names == ["a/c.jpg".removesuffix(".jpg"), "a/etc/d"]
+    file.write_bytes(sparse(1 << 40))
+    with pytest.raises(ShardError, match="sparse file"):
+        read_tar(file)
+    file.write_bytes(tar(("a.jpg", b"x", None), ("a.txt", b"x" * (1 << 20) + b"y", None)))
+    with pytest.raises(ShardError, match="bytes of text"):
+        read_tar(file)
+    file.write_bytes(tar(("a.jpg", b"x", None), ("a.json", b"[" * 100_000, None)))
+    with pytest.raises(ShardError, match="nested too deeply"):
+        read_tar(file)
+    broken = bytearray(tar(("a.jpg", b"x", {"pax_headers": {"path": "é"}})))
+    broken[124:136] = b"\x80" + b"\xff" * 11  # the extended header's size
+    broken[148:156] = b" " * 8
+    broken[148:156] = b"%06o\0 " % sum(broken[:512])
+    file.write_bytes(broken)
+    with pytest.raises(ShardError, match="damaged"):
+        read_tar(file)
+
+
+def test_places_outside_a_shard_take_no_memory(tmp_path):
+    from src.data.shards import Manifest, ShardError, Shards
+
+    (tmp_path / "a.tar").write_bytes(bytes(10))
+    found = Manifest.read(manifest(tmp_path, shard={"images": 3}))
+    shards = Shards(str(tmp_path), found, np.array([[0, 1 << 40], [-5, 2], [2, 3]]), tmp_path)
+    for number in (0, 1):
+        with pytest.raises(ShardError, match="ends before its image"):
+            shards.read(number)
+    assert shards.read(2) == bytes(3)
+
+
+# ---------------------------------------------------------------- regions, vectors, indexes, predictions
+
+
+def test_regions_of_other_files_texts_and_bombs(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    from src.data.regions import RegionFiles, RegionsError
+
+    good = np.ones((2, 8), np.float32)
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["x"] = good
+    (tmp_path / "raw").write_bytes(good.tobytes())
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["good"] = good
+        file["link"] = h5py.ExternalLink("other.h5", "x")
+        file.create_dataset("raw", (2, 8), "<f4", external=[(str(tmp_path / "raw"), 0, 64)])
+        file.create_dataset("bomb", (1 << 30, 8), "<f4", chunks=(1 << 10, 8), compression="gzip")
+        file["text"] = np.array([b"a", b"b"])
+    files = RegionFiles(tmp_path / "a.h5", 8, 5)
+    assert len(files.read("good").features) == 2
+    for name in ("link", "raw", "bomb", "text"):
+        with pytest.raises(RegionsError, match="damaged, or no arrays of numbers"):
+            files.read(name)
+    np.savez(tmp_path / "b.npz", features=np.array([["a"] * 8]))
+    np.savez_compressed(tmp_path / "c.npz", features=good)
+    data = bytearray((tmp_path / "c.npz").read_bytes())
+    data[60:70] = bytes(10)
+    (tmp_path / "c.npz").write_bytes(data)
+    for name in ("b", "c"):
+        with pytest.raises(RegionsError):
+            RegionFiles(tmp_path, 8, 5).read(name)
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("v.txt", b"2 " + b"9" * 5000 + b"\na 1 2\n"),
+        ("v.bin", b"1 999999999\na " + bytes(100)),
+        ("v.bin", b"9 0\na b c"),
+        ("v.bin", b"5 3\n" + b"x" * (3 << 20)),
+        ("v.txt", b"2 2\na 1 " + b"1" * (2 << 20)),
+    ],
+)
+def test_word_vectors_of_any_width_or_length(name, data, tmp_path):
+    from src.embeddings.vectors import VectorsError, open_vectors
+
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(VectorsError):
+        open_vectors(str(tmp_path / name)).read({"a"})
+
+
+def test_a_damaged_index_is_said_so_whatever_is_damaged(tmp_path):
+    pytest.importorskip("faiss")
+    from src.segments import IndexFault, Row, new_manifest, read_state, write_manifest, write_segment
+
+    rows = [Row(f"/x/{name}.jpg", 10, 20, f"a {name}") for name in ("dog", "cat")]
+    files = write_segment(tmp_path / "segment-0", rows, np.eye(2, 4, dtype=np.float32))
+    entry = {"name": "segment-0", "files": files, "removed": None}
+    blank = new_manifest({"digest": "x", "size": 4}, ["en"])
+    write_manifest(tmp_path, {**blank, "segments": [entry]})
+    assert len(read_state(tmp_path).segments[0]) == 2
+    for file in sorted((tmp_path / "segment-0").iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(b"\xff" * len(whole))
+        with pytest.raises(IndexFault):
+            read_state(tmp_path)
+        file.write_bytes(whole)
+    for name in ("../segment-0", "/x"):
+        write_manifest(tmp_path, {**blank, "segments": [{**entry, "name": name}]})
+        with pytest.raises(IndexFault, match="a name in the index's folder"):
+            read_state(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"\xff")
+    with pytest.raises(IndexFault, match="damaged"):
+        read_state(tmp_path)
+
+
+def test_json_nested_too_deeply_is_a_clear_error(tmp_path):
+    from src.confidence import Calibration
+    from src.predictions import PredictionsError, read_references
+    from src.prepare.coco import read_annotations
+
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(PredictionsError, match="nested too deeply"):
+        read_references(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="x.json"):
+        read_annotations(tmp_path / "x.json", "train2017")
+    with pytest.raises(ValueError, match="x.json"):
+        Calibration.load(tmp_path / "x.json")
+
+
+def test_where_nothing_is_audited_nothing_has_passed(capsys):
+    import importlib.util
+
+    from src.config import ROOT
+
+    spec = importlib.util.spec_from_file_location("lock", ROOT / "scripts" / "lock.py")
+    lock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lock)
+    assert lock.told([{"name": "a", "skip_reason": "not found"}]) == 3
+    assert "not checked" in capsys.readouterr().out
+    hole = {"id": "CVE-1", "fix_versions": ["2"]}
+    assert lock.told([{"name": "a", "version": "1", "vulns": [hole]}, {"name": "b", "version": "1", "vulns": []}]) == 1
+    assert "a 1: CVE-1, mended in 2\n2 packages checked, 1 known holes" in capsys.readouterr().out
+    text = (ROOT / "requirements.lock").read_text()
+    assert text.count("--hash=sha256:") == text.count("==") > 100 and "://" not in text

@@ -3,6 +3,7 @@
 import random
 import resource
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -57,7 +58,7 @@ def test_what_goes_wrong_is_kept_with_how_to_give_it_again(tmp_path):
     (found,) = run.findings.values()
     assert found["what"].startswith("ZeroDivisionError at ") and found["times"] == 2
     file = found["replay"].split()[-1]
-    assert open(file, "rb").read() == b"ab" and "--replay" in found["replay"]
+    assert Path(file).read_bytes() == b"ab" and "--replay" in found["replay"]
     note = run.note("mutation", 0)
     assert (note["inputs"], note["accepted"]) == (5, 1)
     assert "| wrong | mutation | 5 | 1 |" in table([{**note, "edges": None}])
