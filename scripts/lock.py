@@ -94,13 +94,11 @@ def told(found: list[dict]) -> int:
     skipped = sorted(each["name"] for each in found if "skip_reason" in each)
     holes = [(each, hole) for each in found for hole in each.get("vulns", [])]
     for each, hole in holes:
-        print(
-            f"{each['name']} {each['version']}: {hole['id']}, mended in {', '.join(hole['fix_versions']) or 'no version'}"
-        )
+        mended = ", ".join(hole["fix_versions"]) or "no version"
+        print(f"{each['name']} {each['version']}: {hole['id']}, mended in {mended}")
     checked = len(found) - len(skipped)
-    print(
-        f"{checked} packages checked, {len(holes)} known holes; {len(skipped)} not checked: {', '.join(skipped) or 'none'}"
-    )
+    names = ", ".join(skipped) or "none"
+    print(f"{checked} packages checked, {len(holes)} known holes; {len(skipped)} not checked: {names}")
     if not checked:
         print("not checked: no data on any of them can be had from here")
         return 3

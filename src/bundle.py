@@ -243,7 +243,7 @@ def read_saved(path: Path) -> Saved:
             }
             if not all(isinstance(tensor, Tensor) for tensor in state.values()):
                 raise ValueError("its weights are no tensors")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # what it holds may be of any type
             raise BundleError(f"{path}: not a checkpoint of this project ({error})") from error
     elif path == SHIPPED:
         raise BundleError(f"{path}: the captioner that comes with the code is not there; name another one with --model")

@@ -177,6 +177,15 @@ def test_a_checkpoint_executes_nothing_and_takes_no_memory_by_itself(bundle, tmp
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("more", [{"config": torch.ones(1)}, {"state_dict": [1]}, {"vocabulary": 3}])
+def test_checkpoints_of_other_types(bundle, tmp_path, more):
+    with pytest.raises(BundleError, match="not a checkpoint"):
+        read_saved(checkpoint_of(bundle, tmp_path, **more))
+    torch.save(torch.ones(1), tmp_path / "x.ckpt")
+    with pytest.raises(BundleError, match="not a checkpoint"):
+        read_saved(tmp_path / "x.ckpt")
+
+
 def test_checkpoints_that_are_bombs_or_old(bundle, tmp_path):
     path = checkpoint_of(bundle, tmp_path)
     packed = tmp_path / "packed.ckpt"
@@ -254,6 +263,8 @@ def manifest(tmp_path, **fields):
     "fields",
     [
         {"sha256": {"../../.bashrc": "0" * 64}},
+        {"sha256": "captions.tsv"},
+        {"features": [1]},
         {"shard": {"name": "pipe:touch ran"}},
         {"shard": {"name": "../a.tar"}},
         {"shard": {"name": "/etc/passwd"}},

@@ -108,6 +108,8 @@ class Manifest:
 
     def _check(self, own: bool) -> None:
         """Raises ValueError for names, numbers or features that none has."""
+        if not isinstance(self.sha256, dict):
+            raise ValueError("its checksums are no mapping")
         if unknown := self.sha256.keys() - {CAPTIONS, INDEX}:
             raise ValueError(f"{min(unknown)}: not one of its files")
         for shard in self.shards:
@@ -151,7 +153,7 @@ class Manifest:
             )
             manifest._check(own)
             return manifest
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardError(
                 f"{file}: no manifest of shards ({error!r}): pack them again with "
                 "`python -m src.prepare shards … --overwrite`"
