@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SLOW = 5.0
-"""Seconds in which any input must have its answer."""
+"""Seconds of computing in which any input must have its answer."""
 STUCK = 60
 """Seconds after which a process that no signal reaches is given up."""
 ROOM = 3 << 30
@@ -134,7 +134,7 @@ class Run:
         with file.open("r+b") as opened:
             self.current = mmap.mmap(opened.fileno(), 0)
         if limits:
-            signal.signal(signal.SIGALRM, self._slow)
+            signal.signal(signal.SIGPROF, self._slow)
 
     @staticmethod
     def _slow(*_: Any) -> NoReturn:
@@ -145,10 +145,10 @@ class Run:
         data = data[:LONGEST]
         self.current[:8] = len(data).to_bytes(8, "little")
         self.current[8 : 8 + len(data)] = data
-        before = time.monotonic()
+        before = time.process_time()
         try:
             if self.limits:
-                signal.setitimer(signal.ITIMER_REAL, SLOW)
+                signal.setitimer(signal.ITIMER_PROF, SLOW)
                 faulthandler.dump_traceback_later(STUCK, exit=True)
             self.accepted += bool(self.target.run(data))
         except self.target.rightly:
@@ -159,8 +159,8 @@ class Run:
             self.finding(error, data)
         finally:
             if self.limits:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-        if (took := time.monotonic() - before) > self.slowest:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        if (took := time.process_time() - before) > self.slowest:
             self.slowest = took
             (self.folder / "slowest.bin").write_bytes(data)
         self.inputs += 1
