@@ -305,7 +305,7 @@ def test_tars_lead_nowhere_and_unpack_to_nothing(tmp_path):
             ("/etc/d.txt", b"z", None),
         )
     )
-    assert read_tar(file, "a/").names == ["a/c.jpg".removesuffix(".jpg"), "a/etc/d"]
+    assert read_tar(file, "a/").names == ["a/c", "a/etc/d"]
     file.write_bytes(sparse(1 << 40))
     with pytest.raises(ShardError, match="sparse file"):
         read_tar(file)
