@@ -253,11 +253,12 @@ def read_saved(path: Path) -> Saved:
             f"{path}: no such file or directory; give a bundle/ directory, a run's folder or name, or a .ckpt file"
             + (f"; {names} comes with the code" if names else "")
         )
-    if isinstance(config, dict):
-        for part in ("latent", "control", "matcher", "defence"):
-            config.setdefault(part, None)  # bundles of versions without it
-    if not isinstance(config, dict) or not all(part in config for part in PARTS):
-        raise BundleError(f"{path}: its config lacks {', '.join(p for p in PARTS if p not in (config or {}))}")
+    if not isinstance(config, dict):
+        raise BundleError(f"{path}: not a checkpoint or bundle of this project (its config is no mapping)")
+    for part in ("latent", "control", "matcher", "defence"):
+        config.setdefault(part, None)  # bundles of versions without it
+    if missing := [part for part in PARTS if part not in config]:
+        raise BundleError(f"{path}: its config lacks {', '.join(missing)}")
     if not isinstance(config.setdefault("provenance", {}), dict):
         raise BundleError(f"{path}: its config's provenance is no mapping")
     with naming_damage(path):
