@@ -192,7 +192,6 @@ CHINESE = {
     "kept": "保留",
     "damage": "损坏",
     "captioner": "模型",
-    "95 % interval": "95 % 区间",
     "relative mCE": "相对 mCE",
     "severity {n}": "程度 {n}",
     "severity (0: as it is)": "程度（0：原图）",
