@@ -25,7 +25,7 @@ from src.config import CONF, keep_freed_memory, one_sentence, plain
 from src.data.control import tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
-from src.evaluation import code_version, references_of, scoring_of
+from src.evaluation import code_version, defence_of, references_of, scoring_of
 from src.files import whole, write_atomically
 from src.model import instantiate
 from src.overview import score_text
@@ -58,6 +58,8 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     attack: Attack = instantiate(config["attack"])
     goal: Goal = instantiate(config["goal"])
     captioner = _loaded(config["model"], config)
+    if config.get("defence"):
+        captioner.defend_by(config["defence"])
     victim = Victim(captioner, config["samples"])
     data = _data(config, captioner)
     references = references_of(data, config["split"], config["limit"])
@@ -70,6 +72,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         "model_weights": state_digest(captioner.model),
         **{part: config[part] for part in ("attack", "goal", "samples", "split", "batch_size")},
         "control": captioner.control,
+        "defence": defence_of(captioner),
         "preprocess": captioner.preprocess.to_dict(),
         "references": references_digest(references),
     }
@@ -108,7 +111,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
 
 def _loaded(name: str, config: Mapping[str, Any]) -> Captioner:
     captioner = Captioner.load(name, device_name=config["device"], precision_name=config["precision"])
-    if config["generation"]:
+    if config.get("generation"):
         captioner.search_by(config["generation"])
     captioner.ask(None, config["tags"] if captioner.vocabulary.controls else None)
     return captioner
@@ -274,7 +277,7 @@ def _result(
         "targeted": instantiate(config["goal"]).targeted,
         "images": len(points[0].captions),
         "data": Path(config["data"]["root"]).resolve().name,
-        "generation": config["generation"],
+        "generation": config.get("generation"),
         **settings,
         "version": code_version(),
         "points": [

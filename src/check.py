@@ -485,8 +485,9 @@ def _check_robustness(config: Mapping[str, Any], here: bool) -> None:
             raise ConfigError(
                 f"model={model}: no such file, directory or captioner; give a bundle/ directory, a run or a .ckpt file"
             )
-    if config.get("generation"):
-        _construct("generation", config["generation"])
+    for part in ("generation", "defence"):
+        if config.get(part):
+            _construct(part, config[part])
     tag_tokens(config["tags"] or "")
     _check_devices(config["device"], 1, here)
     _check_split(config, here)
@@ -526,7 +527,7 @@ def attack_sizes(config: Mapping[str, Any]) -> list[float]:
 def _check_attack(config: Mapping[str, Any], here: bool) -> None:
     at_least(0, "", pictures=config["pictures"])
     at_least(1, "", limit=config["limit"], samples=config["samples"], batch_size=config["batch_size"])
-    for part in ("attack", "goal", "generation"):
+    for part in ("attack", "goal", "generation", "defence"):
         if config.get(part):
             _construct(part, config[part])
     attack_sizes(config)

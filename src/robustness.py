@@ -32,7 +32,7 @@ from src.data.images import ImageError
 from src.data.module import CaptionData
 from src.data.transforms import Preprocess
 from src.encoders.precomputed import RegionEncoder
-from src.evaluation import code_version, references_of, scoring_of
+from src.evaluation import code_version, defence_of, references_of, scoring_of
 from src.files import write_atomically
 from src.model import ConfigError
 from src.results import make_folder, references_digest
@@ -150,6 +150,8 @@ def _subject(name: str, config: Mapping[str, Any]) -> Subject:
         raise ConfigError(f"model={name}: it reads regions computed beforehand, not pictures, which can be damaged")
     if config.get("generation"):
         captioner.search_by(config["generation"])
+    if config.get("defence"):
+        captioner.defend_by(config["defence"])
     tags, split = config["tags"] or captioner.default or (), config["split"]
     captioner.ask(None, tags)
     parts = {part: captioner.config[part] for part in ("transform", "tokenizer", "encoder", "control")}
@@ -162,6 +164,7 @@ def _subject(name: str, config: Mapping[str, Any]) -> Subject:
         "model_weights": state_digest(captioner.model),
         "generation": captioner.config["generation"],
         "control": captioner.control,
+        "defence": defence_of(captioner),
         "preprocess": captioner.preprocess.to_dict(),
         "precision": str(captioner.dtype),
     }

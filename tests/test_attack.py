@@ -97,6 +97,12 @@ def test_the_least_change_makes_a_curve(run):
     assert all(p["l2"] <= p["budget"] for p in points)
 
 
+def test_the_defence_is_known_and_recorded(run):
+    result = run("budgets=[32]", "attack.steps=4", "defence=blur", "defence.sigma=2")
+    assert result["defence"]["sigma"] == 2
+    assert result["points"][1]["linf"] > 0
+
+
 def test_what_cannot_work_is_refused_before_any_work(run, shapes, bundles):
     for override, said in (
         ("budgets=[0.5]", "pixels change by whole 255ths, so 0.5 changes none"),
@@ -104,6 +110,7 @@ def test_what_cannot_work_is_refused_before_any_work(run, shapes, bundles):
         ("model=nowhere", "nowhere: no captioner there"),
         ("transfer=[nowhere]", "nowhere: no captioner there"),
         ("split=test", "split=test: this data has val"),
+        ("defence=jpeg defence.quality=0", "defence.quality=0"),
         ("samples=0", "samples=0: at least 1"),
         ("attack.norm=l1", "attack.norm=l1: one of linf, l2 is wanted"),
         ("metrics=[]", "metrics=[]: choose one or more"),

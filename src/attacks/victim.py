@@ -1,7 +1,7 @@
 """A captioner as an attack sees it: from pixels to words, with gradients all the way back."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -38,26 +38,30 @@ class Victim:
     Args:
         captioner: of pictures.
         samples: draws of a random defence over which gradients are averaged (expectation over transformations, Athalye
-            et al., 2018, https://arxiv.org/abs/1707.07397).
+            et al., 2018, https://arxiv.org/abs/1707.07397); None: 8, or 1 where nothing is drawn.
 
     Raises:
         AttackError: it reads regions, is an ensemble, or lets no gradient through.
     """
 
-    def __init__(self, captioner: Captioner, samples: int = 1) -> None:
+    def __init__(self, captioner: Captioner, samples: int | None = None) -> None:
         if len(captioner.members) > 1:
             raise AttackError("an ensemble: attack one of its captioners, and see what it does to the others: transfer")
         if isinstance(captioner.model.encoder, RegionEncoder):
             raise AttackError("this captioner reads regions computed beforehand: there are no pixels to change")
-        self.captioner, self.samples = captioner, samples
+        self.captioner = captioner
         self.model, self.vocabulary = captioner.model, captioner.vocabulary
+        self.defence = self.model.encoder.defence
+        self.samples = samples or (8 if self.defence is not None and self.defence.random else 1)
         self.model.requires_grad_(False).eval()
         self.model.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.greedy = GreedySearch(
             max_length=captioner.generation.max_length,
             min_length=captioner.generation.min_length,
-            allow_unknown=UNK not in captioner.generation.never,
+            allow_unknown=UNK not in captioner.generation.banned,
+            never=captioner.generation.never,
         )
+        self.greedy.bind(captioner.vocabulary, captioner.tokenizer)
         self.prefix = [self.vocabulary.control_index[name] for name in captioner.control]
 
     @property
@@ -67,14 +71,15 @@ class Victim:
     @property
     def never(self) -> list[int]:
         """Ids that no caption says."""
-        return [*self.greedy.never, *self.decoder.controls]
+        return [*self.greedy.banned, *self.decoder.controls]
 
     @contextmanager
     def gradients(self) -> Iterator[None]:
-        """With gradients, in the captioner's precision."""
+        """With gradients, in the captioner's precision, and what is random drawn anew."""
         device, dtype = self.captioner.device, self.captioner.dtype
         with (
             torch.enable_grad(),
+            nullcontext() if self.defence is None else self.defence.drawing_anew(),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
             torch.backends.cudnn.flags(enabled=False),  # whose recurrent layers have gradients in training only
         ):

@@ -175,8 +175,8 @@ class Search:
         end = log_probs[..., EOS].clone()
         if step < self.min_length:
             log_probs[..., EOS] = -torch.inf
-        for *before, word in self.phrases if history is not None else ():
-            if step >= len(before):
+        for *before, word in self.phrases:
+            if history is not None and step >= len(before):
                 begun = history[..., step - len(before) : step] == history.new_tensor(before)
                 log_probs[..., word] = log_probs[..., word].masked_fill(begun.all(-1), -torch.inf)
         n = self.no_repeat_ngram

@@ -301,3 +301,43 @@ def test_beam_search_is_asked_in_the_end(vocabulary):
     victim = Victim(captioner_of(vocabulary, search=BeamSearch(beam_size=3, max_length=6)))
     assert isinstance(victim.captioner.generation, BeamSearch) and isinstance(victim.greedy, GreedySearch)
     assert victim.captions(pictures())[0].words
+
+
+def test_gradients_of_a_random_defence_are_means_over_draws(vocabulary):
+    captioner = captioner_of(vocabulary)
+    captioner.defend_by({"_target_": "src.defences.RandomResizeDefence", "least": 0.5})
+    victim, once = Victim(captioner, samples=3), Victim(captioner, samples=1)
+    assert Victim(captioner).samples == 8
+    images = pictures()
+    goal = Untargeted()
+    aims = goal.aims(victim, clean_of(victim, images), REFERENCES)
+    torch.manual_seed(0)
+    judged, gradient = methods.slope(victim, goal, images, aims)
+    torch.manual_seed(0)
+    each = [methods.slope(once, goal, images, aims) for _ in range(3)]
+    assert not torch.allclose(each[0][1], each[1][1])
+    assert torch.allclose(gradient, torch.stack([g for _, g in each]).mean(0), atol=1e-6)
+    assert torch.allclose(judged.loss, torch.stack([j.loss for j, _ in each]).mean(0), atol=1e-5)
+    assert victim.words(images) == victim.words(images), "outside an attack a picture has one caption"
+
+
+@pytest.mark.parametrize("defence", ["jpeg", "bits", "blur", "random_resize"])
+def test_an_attack_that_knows_the_defence_gets_through(defence, vocabulary):
+    captioner = captioner_of(vocabulary)
+    captioner.defend_by(yaml.safe_load(Path(CONF, "defence", f"{defence}.yaml").read_text()))
+    victim = Victim(captioner)
+    images = pictures(2)
+    goal = Untargeted()
+    aims = goal.aims(victim, clean_of(victim, images), REFERENCES[:2])
+    torch.manual_seed(0)
+    changed = PGD(steps=8)(victim, goal, images, aims, 16)
+    with captioner.computing():
+        before, after = (goal.judge(victim, x, aims).loss for x in (images, changed))
+    assert (after < before).all()
+
+
+def test_words_never_said_are_none_that_an_attack_can_want(vocabulary):
+    captioner = captioner_of(vocabulary, search=GreedySearch(max_length=6, never=["circle"]))
+    victim = Victim(captioner)
+    assert vocabulary.index["circle"] in victim.never
+    assert all("circle" not in words for words in victim.words(pictures(8)))
