@@ -118,6 +118,7 @@ def write_attack_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"lang": language, "score_text": lambda value, name: score_text(name, value)}
+    environment.filters["score_name"] = lambda name: score_name(name) if isinstance(score_name(name), str) else name
     scores = [key for key in result["points"][0] if key not in ("captioner", "budget", "success", *FAR)]
     html = environment.get_template("attack.html.j2").render(
         result=result, charts=curves(result), cards=cards, scores=scores, most=most, stem=lambda name: Path(name).name

@@ -116,7 +116,9 @@ def test_a_step_of_every_experiment(experiment, shapes, tmp_path):
     config = composed([f"experiments={experiment}", *tiny(shapes, tmp_path)])
     config["evaluate_splits"] = ["val"]
     if config["init"]:  # another recipe's run
-        config["init"], config["objective"]["from_random"] = None, True
+        config["init"] = None
+        if "from_random" in config["objective"]:
+            config["objective"]["from_random"] = True
     if teachers := config["objective"].get("teachers"):  # other recipes' runs
         recipe = teachers[0].removeprefix("runs/").rpartition("-")[0]
         train(composed([f"experiments={recipe}", *tiny(shapes, tmp_path / "teacher"), "evaluate_splits=[]"]))

@@ -120,7 +120,8 @@ def one_job(arguments: list[str]) -> list[str]:
 def test_attack_commands(arguments, shapes, bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = [f"model={bundle}" if a.startswith("model=") else a for a in arguments]
-    own = ["data=tsv", f"data.root={shapes}", "data.test=test.tsv", "device=cpu", "metrics=[CIDEr]"]
+    files = ["data.val=val.tsv", "data.test=test.tsv"]
+    own = ["data=tsv", f"data.root={shapes}", *files, "device=cpu", "metrics=[CIDEr]"]
     result = attack.run(composed([*arguments, *own], "attack"))
     assert "success" in result["points"][0] and "report.html" in capsys.readouterr().out
 
