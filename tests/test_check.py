@@ -272,7 +272,7 @@ def test_configurations_that_cannot_work(line, sentence, refused):
     [
         ("", "what is to be scored? Give model=RUN, predictions=FILE or baseline=CHOICE"),
         ("model=nope", "model=nope: no such file or directory"),
-        ("model=DATA encoder=cnn", "encoder: no such group or field; there are data, generation, baseline, "),
+        ("model=DATA encoder=cnn", "encoder: no such group or field; there are data, generation, defence, baseline, "),
         (
             "model=DATA generation=beem",
             "generation=beem: no such choice; generation is one of beam, consensus, constrained, ",
@@ -342,7 +342,7 @@ def test_every_choice_passes(choice, shapes, tmp_path):
         return check(composed([f"{choice.parent}={choice.name}"], command), command)
     if choice.name in ("self_critical", "adversarial"):
         overrides.append("objective.from_random=true")
-    if choice.name == "adversarial_training":
+    if choice.name in ("adversarial_training", "random_resize"):
         overrides.append("data.cache=false")
     if choice.name == "distillation":
         (tmp_path / "vocabulary.json").touch()

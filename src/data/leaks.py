@@ -33,6 +33,8 @@ def exact_leaks(splits: Mapping[str, Sequence[str]], root: Path) -> list[Leak]:
     """
     names = list(splits)
     images = [image for name in names for image in splits[name]]
+    if not images:
+        return []
     of = np.repeat(np.arange(len(names)), [len(splits[name]) for name in names])
     sizes = np.array([_size(root / image) for image in images], np.int64)
     order = np.lexsort((of, sizes))

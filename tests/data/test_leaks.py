@@ -82,3 +82,8 @@ def test_missing_files_and_copies_within_a_split_are_no_leaks(leaking):
     assert exact_leaks(splits, leaking) == []
     splits["val"].append("images/copy.png")
     assert exact_leaks(splits, leaking) == [Leak("val", "images/copy.png", "train", "images/03.png")]
+
+
+def test_where_no_split_has_pictures_of_its_own_there_are_none(tmp_path):
+    """As of shards alone."""
+    assert exact_leaks({}, tmp_path) == exact_leaks({"train": [], "val": []}, tmp_path) == []
