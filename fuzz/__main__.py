@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -38,21 +37,37 @@ def run(target: str, options: argparse.Namespace) -> int:
     for flag in ("inputs", "seconds"):
         if getattr(options, flag) is not None:
             command += [f"--{flag}", str(getattr(options, flag))]
-    options.output.mkdir(parents=True, exist_ok=True)
-    begun = time.time()
-    with (options.output / f"{target}.log").open("wb") as log:
-        status = subprocess.run(command, stdout=log, stderr=log).returncode
-    note = options.output / target / "note.json"
-    if status not in (0, 1) or not note.exists() or note.stat().st_mtime < begun:
-        current = options.output / target / "current.bin"  # what it was given last
-        if current.exists():
-            data = current.read_bytes()
-            kept = current.with_name("died.bin")
-            kept.write_bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            how = REPLAY.format(target=target, file=kept)
-            print(f"{target}: its process ended with {status}; see {log.name}, and {how}", file=sys.stderr)
+    folder, log = options.output / target, options.output / f"{target}.log"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in ("note.json", "current.bin"):
+        (folder / stale).unlink(missing_ok=True)
+    with log.open("wb") as opened:
+        status = subprocess.run(command, stdout=opened, stderr=opened).returncode
+    note = folder / "note.json"
+    if status not in (0, 1) and note.exists():
+        died(note, status, log)
+    elif not note.exists():
+        print(f"{target}: could not begin; see {log}", file=sys.stderr)
         return 2
-    return status
+    return int(status != 0)
+
+
+def died(note: Path, status: int, log: Path) -> None:
+    """Add to a run's note that its process ended by itself, with what it was given last."""
+    known = json.loads(note.read_text(encoding="utf-8"))
+    current, kept = note.with_name("current.bin"), note.with_name("died.bin")
+    data = current.read_bytes()
+    kept.write_bytes(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    errors = re.findall(r"(?:ERROR|Error|Timeout).*", log.read_text(encoding="utf-8", errors="replace"))
+    known["findings"].append(
+        {
+            "what": f"its process ended with {status}",
+            "says": f"{errors[-1][:200]}; see {log}" if errors else f"see {log}",
+            "times": 1,
+            "replay": REPLAY.format(target=known["target"], file=kept),
+        }
+    )
+    note.write_text(json.dumps(known), encoding="utf-8")
 
 
 def notes(output: Path) -> list[dict[str, Any]]:
@@ -84,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.split("\n\n")[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(NAMES))
     parser.add_argument("--all", action="store_true", help="every target, one after the other")
+    parser.add_argument("--rest", action="store_true", help="only those whose last run did not reach its number")
     parser.add_argument("--table", action="store_true", help="feed nothing: the table of the last runs")
     parser.add_argument("--inputs", type=int, metavar="N", help="of each target (each target's own number)")
     parser.add_argument("--seconds", type=float, metavar="S", help="of each target, at most (no limit)")
@@ -97,6 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("which targets? Name some, or --all")
     if importlib.util.find_spec("atheris") is None:
         print("atheris is not installed (`pip install -e '.[fuzz]'`): nothing is guided by coverage", file=sys.stderr)
+    if options.rest:
+        whole = {row["target"] for row in notes(options.output) if row["inputs"] >= row["wanted"]}
+        targets = [target for target in targets if target not in whole]
     status = max([0, *(run(target, options) for target in targets)])
     rows = notes(options.output)
     about = {"date": datetime.date.today().isoformat(), "seed": options.seed, "version": version("captionary")}

@@ -160,6 +160,7 @@ class Run:
         finally:
             if self.limits:
                 signal.setitimer(signal.ITIMER_PROF, 0)
+                faulthandler.cancel_dump_traceback_later()
         if (took := time.process_time() - before) > self.slowest:
             self.slowest = took
             (self.folder / "slowest.bin").write_bytes(data)
@@ -194,13 +195,14 @@ class Run:
         if self.base and held > self.base + GROWTH:
             self.finding(MemoryError(f"{(held - self.base) >> 20} MB more than after the first inputs"), data)
 
-    def note(self, engine: str, seed: int) -> dict[str, Any]:
+    def note(self, engine: str, seed: int, wanted: int) -> dict[str, Any]:
         """What is known of this run."""
         seconds = time.monotonic() - self.started
         return {
             "target": self.target.name,
             "engine": engine,
             "seed": seed,
+            "wanted": wanted,
             "inputs": self.inputs,
             "accepted": self.accepted,
             "seconds": round(seconds, 1),
@@ -250,9 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = Run(target, options.output / target.name)
     note = run.folder / "note.json"
 
-    def ended(status: int = 0) -> None:
-        note.write_text(json.dumps(run.note(engine, options.seed)), encoding="utf-8")
+    def ended() -> None:
+        note.write_text(json.dumps(run.note(engine, options.seed, wanted)), encoding="utf-8")
 
+    until, last = time.monotonic() + options.seconds, time.monotonic()
+    ended()
     for data in seeds:
         run.feed(data)
     if engine == "atheris":
@@ -260,21 +264,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         corpus.mkdir(exist_ok=True)
         for data in seeds:
             (corpus / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-        last = time.monotonic()
 
         def one(data: bytes) -> None:
             nonlocal last
             run.feed(data)
-            if run.inputs >= wanted or time.monotonic() > last + 1:
+            enough = run.inputs >= wanted or time.monotonic() > until
+            if enough or time.monotonic() > last + 1:
                 last = time.monotonic()
                 ended()
-            if run.inputs >= wanted:
+            if enough:
                 os._exit(int(bool(run.findings)))  # libFuzzer would count its own
 
-        flags = ["-runs=-1", f"-seed={options.seed + 1}", f"-max_len={min(LONGEST, target.longest)}", "-timeout=0"]
+        flags = ["-runs=-1", f"-seed={options.seed + 1}", f"-max_len={min(LONGEST, target.longest)}"]
         flags += ["-rss_limit_mb=0", "-detect_leaks=0", "-print_final_stats=1", "-verbosity=1"]
-        if options.seconds < float("inf"):
-            flags.append(f"-max_total_time={int(options.seconds)}")
+        # Time is ours to judge: 0 would end the run at an input that a whole second of the clock falls into.
+        flags += [f"-timeout={20 * STUCK}", f"-artifact_prefix={run.folder}/"]
 
         def changed(data: bytes, most: int, number: int) -> bytes:
             rng = random.Random(number)  # half by libFuzzer's ways, half by ours
@@ -287,7 +291,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ended()
         return int(bool(run.findings))
     rng = random.Random(options.seed)
-    until, last = time.monotonic() + options.seconds, time.monotonic()
     while run.inputs < wanted and time.monotonic() < until:
         run.feed(target.mutate(rng, seeds))
         if time.monotonic() > last + 1:

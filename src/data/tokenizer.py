@@ -42,21 +42,22 @@ def _normalised(text: str) -> str:
     return text.lower()
 
 
-_CLITIC = re.compile(r"(?<=[^\W_])(n't|'(?:s|m|d|re|ve|ll))(?!\w)")
+_CLITIC = re.compile(r"(?<=[^\W_])(n't|'(?:s|m|d|re|ve|ll))(?=(?:n't)*(?![^\W_]))")
+"""At the end of a word, or before n't that is; an underscore ends words, too."""
 _ENGLISH = re.compile(
     r"""
     \d+(?:[.,:/]\d+)+                          # 1,000  5:30  1/2
     | (?:[^\W\d_]\.)+[^\W\d_]\b\.?             # u.s.  a.m.
     | (?:mr|mrs|ms|dr|st|mt|jr|sr|vs|etc)\.
     | [^\W_]+(?:[-/_'][^\W_]+)*               # words: t-shirt  man/woman  o'clock
-    | '(?:s|m|d|re|ve|ll)(?![\w'])             # clitics
+    | '(?:s|m|d|re|ve|ll)(?![^\W_]|')           # clitics
     | [$£€¥¢%&\#@+=*/°]
     """,
     re.VERBOSE,
 )
 _NO_CLITIC = "".join(f"(?<!{clitic})" for clitic in ("n't", "'s", "'m", "'d", "'re", "'ve", "'ll"))
-_GLUE = re.compile(rf"(?<=\S) ('(?:s|m|d|re|ve|ll))(?!\S)|{_NO_CLITIC}(?<=\S) (n't)(?!\S)")
-"""n't is glued to no other clitic: divided again, they would be one word."""
+_GLUE = re.compile(rf"(?<=\S) ('(?:s|m|d|re|ve|ll))(?!\S)|{_NO_CLITIC}(?<=[^\W_]) (n't)(?!\S)")
+"""n't is glued to no other clitic, and to no abbreviation's full stop: divided again, they would be one word."""
 
 
 class EnglishTokenizer:

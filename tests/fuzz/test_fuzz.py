@@ -96,6 +96,24 @@ def test_joined_and_divided_again_captions_are_the_same(tokenizer, text):
     assert tokens or not set(text.lower()) & set(string.ascii_lowercase + string.digits)
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a men's_ room", "a men 's room"),
+        ("'s_x", "'s x"),
+        ("the dog'sn't", "the dog 's n't"),
+        ("isn'tn't", "is n't n't"),
+        ("u.s. n't", "u.s. n't"),
+        ("o'clock's", "o'clock 's"),
+        ("n'tx rock'n'roll", "n'tx rock'n'roll"),
+    ],
+)
+def test_clitics_beside_anything_are_divided_as_they_are_when_joined(text, words):
+    for tokenizer in (EnglishTokenizer(), MixedTokenizer()):
+        tokens = tokenizer.tokens(text)
+        assert tokens == words.split() and tokenizer.tokens(tokenizer.join(tokens)) == tokens
+
+
 def test_nt_is_glued_to_no_other_clitic():
     english = EnglishTokenizer()
     tokens = english.tokens("the dog isn't n't")
