@@ -2,5 +2,17 @@
 
 GUIDED = ("tsv", "captions", "vocabulary", "importer", "predictions", "vectors", "manifest", "calibration", "config")
 """Those whose readers are our own Python, which atheris watches branch by branch."""
-OTHERS = ("rows", "images", "regions", "shards", "index", "bundle", "checkpoint", "pictures", "service", "schema")
+OTHERS = (
+    "rows",
+    "images",
+    "regions",
+    "detector",
+    "shards",
+    "index",
+    "bundle",
+    "checkpoint",
+    "pictures",
+    "service",
+    "schema",
+)
 NAMES = (*GUIDED, *OTHERS)

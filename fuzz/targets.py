@@ -573,6 +573,36 @@ def regions() -> Target:
     return Target("regions", run, seeds, (RegionsError,), inputs=30_000, tokens=tokens)
 
 
+def detector() -> Target:
+    """A bundle's detector of unfamiliar pictures: it gives a share in [0, 1], whatever it is asked."""
+    from src.detection import Detector
+
+    folder = place("detector")
+    file = folder / "detector.safetensors"
+    pooled = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    Detector.fit(pooled, pooled[:3]).save(file)
+
+    def run(data: bytes) -> bool:
+        file.write_bytes(data)
+        found = Detector.load(file)
+        with np.errstate(all="ignore"):
+            shares = found(np.ones((2, len(found.mean)), np.float32))
+        holds(all(0 <= share <= 1 for share in shares), f"{shares}: no shares")
+        return True
+
+    tokens = (
+        b'"BF16"',
+        b'"F64"',
+        b'"I8"',
+        b'"F8_E4M3"',
+        b"[1000000000000,6]",
+        b'"shape":[]',
+        b'"shape":[0,6]',
+        b"\x00\x7c",
+    )
+    return Target("detector", run, [file.read_bytes()], (ValueError,), tokens=tokens)
+
+
 def tar(*members: tuple[str, bytes, Any]) -> bytes:
     """A tar of (name, content, what else is said of it: `type`, `linkname`, `size`, `pax_headers`)."""
     buffer = io.BytesIO()

@@ -265,6 +265,8 @@ def read_saved(path: Path) -> Saved:
         check_config({part: config[part] for part in PARTS}, KINDS)
         if missing := [part for part in NEEDED if config[part] is None]:
             raise ValueError(f"its config lacks {', '.join(missing)}")
+        if isinstance(config["generation"].get("never"), str):  # a training and `export` write the words themselves
+            raise ValueError("generation.never names a file, which is not read: list the words, or leave it out")
     return Saved(config, vocabulary, state, calibration, matching, detector)
 
 
@@ -306,6 +308,11 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(
             f"{path}: weights do not fit its config ({len(missing)} missing, {len(result.unexpected_keys)} unknown: "
             f"{(missing + result.unexpected_keys)[:2]})"
+        )
+    if saved.detector is not None and len(saved.detector.mean) != model.encoder.width:
+        raise BundleError(
+            f"{path}: {DETECTOR} is of {len(saved.detector.mean)} features, and the encoder has {model.encoder.width}; "
+            "delete it, or `python -m src.detect fit` again"
         )
     model.encoder.backbone.weights_used = config["provenance"].get("encoder_weights", "unknown")
     return Bundle(model.eval(), vocabulary, config, *saved[3:])

@@ -98,14 +98,23 @@ class Detector(NamedTuple):
             with safe_open(path, "np") as file:
                 mean, axes, variances, distances = (file.get_tensor(name) for name in cls._fields[:-1])
                 found = cls(mean, axes, variances, distances, int(file.metadata()["pictures"]))
-            width = len(found.mean)
-            if found.axes.shape != (len(found.variances) - 1, width) or not len(found.distances):
-                raise ValueError("its parts do not fit each other")
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            found._check()
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # numpy has no bfloat16
             raise ValueError(
                 f"{path}: no detector ({error}); delete it, or `python -m src.detect fit` again"
             ) from error
         return found
+
+    def _check(self) -> None:
+        """Raises ValueError: what cannot have been fitted."""
+        arrays = {name: getattr(self, name) for name in self._fields[:-1]}
+        for name, array in arrays.items():
+            if array.dtype.kind != "f" or array.ndim != (2 if name == "axes" else 1) or not np.isfinite(array).all():
+                raise ValueError(f"{name} are no finite numbers, or of {array.ndim} dimensions")
+        if self.axes.shape != (len(self.variances) - 1, len(self.mean)) or not len(self.distances):
+            raise ValueError("its parts do not fit each other")
+        if (self.variances <= 0).any() or (np.diff(self.distances) < 0).any():
+            raise ValueError("a variance that is none, or distances out of order")
 
 
 # ---------------------------------------------------------------- how firmly a caption stands

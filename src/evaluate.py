@@ -19,6 +19,7 @@ from src.config import CONF, device, keep_freed_memory, one_sentence, plain, pre
 from src.data.control import REFERENCE, labels_of, nearest_length, tag_tokens
 from src.data.features import state_digest
 from src.data.module import CaptionData
+from src.data.regions import check_below
 from src.data.shards import pictures_below
 from src.data.vocabulary import Vocabulary
 from src.distributed import device_of, launch, only_warnings, place, together
@@ -96,6 +97,9 @@ def _of_model(config: dict[str, Any], how: Scoring, output: Path) -> str:
     captioner.ask(None if length == REFERENCE else length, tags)
     if length == REFERENCE:
         nearest_length(captioner.vocabulary, 0)  # a captioner that knows no lengths is refused before any work
+    if config["regions"] is None:
+        for member in captioner.members:
+            check_below(member.config["encoder"], Path(config["data"]["root"]))
     views = [
         build_data(
             {

@@ -39,8 +39,11 @@ LIMITS = {
     "samples": 1000,
     "captions": 1000,
     "groups": 1000,
+    "sigma": 100,
+    "least": 10,
+    "most": 10,
 }
-"""Of single fields: what a picture, or the search of its caption, takes memory and time by."""
+"""Of single fields: what a picture, a defence or the search of a caption takes memory and time by."""
 MOST_ARRAY = 1 << 28
 """Bytes of an array in a `.npy`, `.npz` or HDF5 file."""
 
@@ -228,7 +231,7 @@ def load_checkpoint(path: Path) -> Any:
             (name,) = [name for name in archive.namelist() if name.endswith("data.pkl") and name.count("/") == 1]
             data = archive.read(name)
         for code, argument, _ in pickletools.genops(data):  # the unpickler makes a table as long as it is told
-            if code.name.endswith("PUT") and argument > len(data):
+            if code.name.endswith("PUT") and isinstance(argument, int) and argument > len(data):
                 raise ValueError(f"{code.name} {argument}")
         _Dry(io.BytesIO(data)).load()
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
+from src import evaluate
 from src.bundle import Bundle, BundleError, bundle_config, load_bundle, read_saved, save_bundle
 from src.captioner import Captioner
+from src.data.regions import RegionsError, check_below
 from src.data.vocabulary import Vocabulary
 from src.model import build
 from src.strangers import TooLarge, at_most, load_checkpoint, read_npy, read_npz, read_yaml
 from tests.conftest import tiny_config
+from tests.test_configs import composed
 
 
 @pytest.fixture
@@ -94,6 +98,124 @@ def test_a_bundle_reads_no_file_that_it_names(bundle, tmp_path):
     backbone = {"_target_": "src.encoders.TimmBackbone", "name": "resnet18", "checkpoint_path": str(secret)}
     with pytest.raises(BundleError, match="checkpoint_path: timm would read files by it"):
         load_bundle(changed(bundle, encoder__backbone=backbone))
+
+
+def test_a_bundle_names_no_file_of_words_and_no_regions_outside_the_data(bundle, tmp_path):
+    words = tmp_path / "words.txt"
+    os.mkfifo(words)  # whose reader would wait without end
+    with pytest.raises(BundleError, match="generation.never names a file, which is not read"):
+        load_bundle(changed(bundle, generation__never=str(words)))
+    load_bundle(changed(bundle, generation__never=["dog", "a cat"]))
+    path = {"max_regions": 5, "dimension": 8}
+    check_below({}, tmp_path)
+    for inside in ("regions", "x/../regions", str(tmp_path / "regions")):
+        check_below({"path": inside, **path}, tmp_path)
+    for outside in ("/etc/passwd", "../x", "x/../../y", str(tmp_path) + "-other"):
+        with pytest.raises(RegionsError, match="not below data.root=.*regions=PATH"):
+            check_below({"path": outside, **path}, tmp_path)
+
+
+def test_a_bundles_regions_are_read_by_evaluation_below_the_root_only(bundle, tmp_path):
+    config = bundle_config(tiny_config(), {"encoder_weights": "none"})
+    file = tmp_path / "secret.npy"
+    config["encoder"] = {"_target_": "src.encoders.RegionEncoder", "path": str(file), "dimension": 8, "max_regions": 9}
+    words = Vocabulary.load(bundle / "vocabulary.json")
+    save_bundle(tmp_path / "r", Bundle(build(config, words).eval(), words, config))
+    assert load_bundle(tmp_path / "r").config["encoder"]["path"] == str(file)  # which is not looked at
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "val.tsv").write_text("a.jpg\ta dog\n")
+    root = [f"data.root={tmp_path / 'data'}", "data=tsv", "data.train=val.tsv", "data.val=val.tsv", "split=val"]
+    with pytest.raises(RegionsError, match="not below data.root"):
+        evaluate.run(composed([f"model={tmp_path / 'r'}", *root, f"output={tmp_path / 'out'}"], "evaluate"))
+
+
+@pytest.mark.parametrize(
+    "defence, said",
+    [
+        ({"_target_": "src.defences.BlurDefence", "sigma": 10.0**6}, "sigma=1000000.0: 100 at most"),
+        ({"_target_": "src.defences.RandomResizeDefence", "most": 10.0**4}, "most=10000.0: 10 at most"),
+        ({"_target_": "src.defences.JpegDefence", "quality": 0}, "quality=0"),
+        ({"_target_": "src.defences.JpegDefence", "quality": "x"}, "takes none such"),
+        ({"_target_": "src.encoders.CNN", "channels": [4]}, "is no Defence"),
+        ({"_target_": "src.defences.BlurDefence", "sigma": 2}, None),
+        ({"_target_": "src.defences.RandomResizeDefence", "least": 0.5, "seed": 3}, None),
+    ],
+)
+def test_defences_of_a_bundle(bundle, defence, said):
+    if said is None:
+        load_bundle(changed(bundle, defence=defence))
+    else:
+        with pytest.raises(BundleError, match=said):
+            load_bundle(changed(bundle, defence=defence))
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"corruption": 0.5, "corruption_kinds": ["fog", "snow"], "corruption_severity": 5}, None),
+        ({"corruption_kinds": None}, None),
+        ({"corruption_kinds": "fog"}, "takes none such"),
+        ({"corruption_kinds": ["/etc/passwd"]}, "corruption_kinds: /etc/passwd"),
+        ({"corruption_severity": 99}, "corruption_severity=99"),
+        ({"corruption": float("nan")}, "a finite number"),
+    ],
+)
+def test_augmentations_of_a_bundle(bundle, fields, said):
+    augment = {"_target_": "src.data.transforms.Augmentation", **fields}
+    path = changed(bundle, transform__augment=augment)
+    if said is None:
+        Captioner.load(path, device_name="cpu", precision_name="32-true")
+    else:
+        with pytest.raises(BundleError, match=said):
+            Captioner.load(path, device_name="cpu", precision_name="32-true")
+
+
+DETECTOR = {
+    "mean": torch.zeros(6, dtype=torch.float16),
+    "axes": torch.eye(6, dtype=torch.float16)[:3],
+    "variances": torch.tensor([3.0, 2.0, 1.0, 0.5]),
+    "distances": torch.tensor([1.0, 2.0, 9.0]),
+}
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"mean": torch.zeros(6, dtype=torch.bfloat16)}, "no detector"),
+        ({"mean": torch.zeros(6, dtype=torch.int64)}, "mean are no finite numbers"),
+        ({"mean": torch.tensor(1.0)}, "mean are no finite numbers, or of 0 dimensions"),
+        ({"mean": torch.zeros(6, 2)}, "mean are no finite numbers, or of 2"),
+        ({"mean": torch.full((6,), torch.nan)}, "mean are no finite"),
+        ({"axes": torch.zeros(0, 6)}, "do not fit each other"),
+        ({"axes": torch.zeros(2, 3, 6)}, "axes are no"),
+        ({"variances": torch.zeros(4)}, "a variance that is none"),
+        ({"distances": torch.zeros(0)}, "do not fit each other"),
+        ({"distances": torch.tensor([2.0, 1.0])}, "out of order"),
+        ({"mean": torch.zeros(9), "axes": torch.zeros(3, 9)}, "is of 9 features, and the encoder has"),
+        ({"pictures": "many"}, "no detector"),
+        ({"more": 1 << 40}, "no detector"),
+    ],
+)
+def test_a_bundles_detector(bundle, fields, said):
+    own = load_bundle(bundle).model.encoder.width
+    arrays = {**DETECTOR, "mean": torch.zeros(own), "axes": torch.eye(own)[:3]} if own != 6 else {**DETECTOR}
+    file = bundle / "detector.safetensors"
+    save_file(arrays, file, {"pictures": "40"})
+    assert load_bundle(bundle).detector.pictures == 40
+    fields = dict(fields)
+    about, more = {"pictures": fields.pop("pictures", "40")}, fields.pop("more", 0)
+    if fields.keys() == {"axes"} and fields["axes"].dim() == 2:
+        fields["axes"] = torch.zeros(0, own)
+    save_file({**arrays, **fields}, file, about)
+    if more:  # a header of more bytes than there are
+        data = file.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        head = json.loads(data[8 : 8 + size])
+        head["distances"] = {"dtype": "F32", "shape": [more], "data_offsets": [0, 4 * more]}
+        text = json.dumps(head).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    with pytest.raises(ValueError, match=said):
+        load_bundle(bundle)
 
 
 def test_counting_ends_with_the_block():

@@ -224,6 +224,22 @@ def padded(read: Sequence[ReadRegions]) -> Regions:
     return Regions(torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask))
 
 
+def check_below(encoder: Mapping[str, Any], root: Path) -> None:
+    """Refuse a captioner's own `path` outside the folder that it is relative to: a stranger's may name any file.
+
+    Raises:
+        RegionsError: it is.
+    """
+    if "max_regions" not in encoder:
+        return
+    below, found = os.path.abspath(root), os.path.abspath(root / encoder["path"])
+    if os.path.commonpath([below, found]) != below:
+        raise RegionsError(
+            f"the captioner's regions were in {encoder['path']}, which is not below data.root={root}, and is not read "
+            "unasked: name where they are, regions=PATH"
+        )
+
+
 def region_files(encoder: Mapping[str, Any], root: Path, path: str | Path | None = None) -> RegionFiles | None:
     """The regions that an encoder's config names; None for an encoder of pixels.
 
