@@ -19,6 +19,7 @@ from typing import Any
 from fuzz.engine import REPLAY
 from fuzz.names import NAMES
 
+HEAD = "| target | how | inputs | accepted | seconds | inputs/s | slowest, ms | branches | findings |"
 ENDINGS = {"atheris": "guided by coverage", "mutation": "mutation"}
 
 
@@ -84,11 +85,11 @@ def notes(output: Path) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown."""
-    lines = ["| target | how | inputs | accepted | seconds | inputs/s | slowest, ms | branches | findings |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    lines = [HEAD, "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
     for row in rows:
         rate = row["inputs"] / max(row["seconds"], 0.1)
-        cells = [row["target"], ENDINGS[row["engine"]], f"{row['inputs']:,}", f"{row['accepted']:,}"]
+        fed = f"{row['inputs']:,}" + (f" of {row['wanted']:,}" if row["inputs"] < row["wanted"] else "")
+        cells = [row["target"], ENDINGS[row["engine"]], fed, f"{row['accepted']:,}"]
         cells += [f"{row['seconds']:.0f}", f"{rate:,.0f}", f"{row['slowest_ms']:.0f}", str(row["edges"] or "")]
         lines.append(f"| {' | '.join([*cells, str(len(row['findings']))])} |")
     return "\n".join(lines)
@@ -124,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(rows))
     for row in rows:
         for found in row["findings"]:
-            print(f"\n{row['target']}: {found['what']}, {found['times']} times: {found['says']}\n  {found['replay']}")
+            print(f"{row['target']}: {found['what']}, {found['times']} times: {found['says']}", file=sys.stderr)
+            print(f"  {found['replay']}", file=sys.stderr)
     return status
 
 

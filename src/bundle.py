@@ -235,6 +235,8 @@ def read_saved(path: Path) -> Saved:
     elif path.is_file():
         try:
             checkpoint = load_checkpoint(path)
+            if not isinstance(checkpoint, Mapping):
+                raise ValueError("it holds no mapping")
             config, vocabulary = checkpoint["config"], Vocabulary.from_dict(checkpoint["vocabulary"])
             state = {
                 name.removeprefix("model."): tensor

@@ -33,6 +33,7 @@ from src.files import read_in_part
 from src.initial import started
 from src.model import ConfigError
 from src.runs import flat
+from src.terminal import escaped, guarded
 from src.trials import check_sweeper, is_study
 
 WHOLE_GRID = 16
@@ -58,11 +59,12 @@ def command(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 # Hydra answers these by itself; where the configurations are elsewhere, ours say nothing of them.
                 if not (flags.hydra_help or flags.shell_completion or flags.experimental_rerun or flags.config_path):
                     refuse(name, flags)
-                return main()
+                with guarded():  # what is logged holds captions and names
+                    return main()
             except ValueError as error:  # Hydra's own are on flags that exclude each other
                 if os.environ.get("HYDRA_FULL_ERROR") == "1":
                     raise
-                sys.exit(f"error: {one_line(error)}")
+                sys.exit(f"error: {escaped(one_line(error))}")
 
         return wrapped
 

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from src.runs import flat, sentence
+from src.terminal import escaped
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ def one_sentence(main: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if HydraConfig.get().mode == RunMode.MULTIRUN or os.environ.get("HYDRA_FULL_ERROR") == "1":
                 raise
             log.debug("", exc_info=True)
-            sys.exit(f"error: {sentence(error)}")
+            sys.exit(f"error: {escaped(sentence(error))}")
 
     wrapped.__name__, wrapped.__doc__, wrapped.__module__ = main.__name__, main.__doc__, main.__module__
     return wrapped

@@ -38,6 +38,7 @@ from src.pictures import find_pictures
 from src.predictions import read_references
 from src.runs import csv_table, text_table
 from src.search_flags import add_search_flags, chosen_search
+from src.terminal import Guarded, guarded
 
 PARTS = ("objects", "attributes", "actions", "counts")
 EXAMPLES = 3
@@ -515,6 +516,7 @@ def caption_pictures(
 
 
 @read_in_part()
+@guarded()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 where some pictures could not be read, 2 for a wrong call, 130
     where it was interrupted and can go on."""
@@ -547,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if found:
         print(f"{partial}: going on, {len(found)} pictures are there", file=sys.stderr)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper | Guarded):
         sys.stdout.reconfigure(errors="backslashreplace")  # see encodable
     rule: dict[str, Any] = {"unlisted": not options.listed_only, "vocabulary": frozenset(captioner.vocabulary.words)}
     tags: dict[str, list[Tag]] = {}

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters, but for tab and the ends of lines, and those that turn the direction of text."""
+_COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, but for tab and the ends of lines, those that turn the direction of text, and what of a name is
+no UTF-8, which cannot be printed."""
 _UP = re.compile(r"\n*(\x1b\[A)+|\x1b\[K|\x1b\[\?25[hl]")
 """tqdm's own."""
 

@@ -1,5 +1,6 @@
 """Each target of `python -m fuzz` briefly, with the same inputs every time; and text by hypothesis' own grammar."""
 
+import json
 import random
 import resource
 import string
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz.__main__ import main, table
+from fuzz.__main__ import HEAD, died, main, table
 from fuzz.engine import Run
 from fuzz.names import GUIDED, NAMES, OTHERS
 from fuzz.targets import TARGETS
@@ -59,9 +60,18 @@ def test_what_goes_wrong_is_kept_with_how_to_give_it_again(tmp_path):
     assert found["what"].startswith("ZeroDivisionError at ") and found["times"] == 2
     file = found["replay"].split()[-1]
     assert Path(file).read_bytes() == b"ab" and "--replay" in found["replay"]
-    note = run.note("mutation", 0)
+    note = run.note("mutation", 0, 6)
     assert (note["inputs"], note["accepted"]) == (5, 1)
-    assert "| wrong | mutation | 5 | 1 |" in table([{**note, "edges": None}])
+    assert "| wrong | mutation | 5 of 6 | 1 |" in table([{**note, "edges": None}])
+
+    file, log = tmp_path / "note.json", tmp_path / "wrong.log"  # and then libFuzzer ends its process
+    file.write_text(json.dumps(note))
+    log.write_text("#1 cov: 3\n==12== ERROR: libFuzzer: fuzz target exited\nSUMMARY: x\n")
+    died(file, 77, log)
+    told = json.loads(file.read_text())["findings"]
+    assert [each["what"] for each in told] == [found["what"], "its process ended with 77"]
+    assert "ERROR: libFuzzer: fuzz target exited" in told[1]["says"] and str(log) in told[1]["says"]
+    assert Path(told[1]["replay"].split()[-1]).read_bytes() == b"a long one"
 
 
 def test_the_command(tmp_path, capsys):
@@ -70,7 +80,10 @@ def test_the_command(tmp_path, capsys):
         main(["nothing"])
     assert "there are tsv, captions" in capsys.readouterr().err
     assert main(["--table", "--output", str(tmp_path)]) == 0
-    assert (tmp_path / "record.json").exists() and "| target |" in capsys.readouterr().out
+    assert (tmp_path / "record.json").exists()
+    assert capsys.readouterr().out.splitlines()[0] == HEAD
+    told = Path("docs/security.md").read_text(encoding="utf-8").split(f"{HEAD}\n")[1].splitlines()[1:]
+    assert [row.split(" | ")[0] for row in told[: len(NAMES)]] == [f"| {name}" for name in NAMES], "make fuzz anew"
 
 
 CELLS = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\t\r\n"), min_size=1, max_size=20)
