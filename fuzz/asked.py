@@ -196,19 +196,21 @@ def damaged(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
 
 
 def drawn(feed: Callable[[bytes], None], wanted: int, seed: int) -> None:
-    """Feed requests that schemathesis draws, as many of each route, right ones and wrong ones."""
+    """Feed requests that schemathesis draws, as many of each route, right ones and wrong ones; of routes that have fewer
+    than that, more of the others."""
     import hypothesis
     import requests  # schemathesis brings it
     from schemathesis import GenerationMode
 
     operations = [found.ok() for found in schema().get_all_operations()]
-    each = -(-wanted // (2 * len(operations)))
-    buffer = io.BytesIO()
+    buffer, fed, turn = io.BytesIO(), 0, 0
     picture(1).save(buffer, "PNG")
-    for operation in operations:
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+    kinds = [(each, mode) for each in operations for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)]
+    while fed < wanted and turn < 10:
+        each = -(-(wanted - fed) // len(kinds))
+        for operation, mode in kinds:
 
-            @hypothesis.seed(seed)
+            @hypothesis.seed(seed + turn)
             @hypothesis.settings(
                 max_examples=each, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
             )
@@ -232,7 +234,10 @@ def drawn(feed: Callable[[bytes], None], wanted: int, seed: int) -> None:
                 if real and body and case.method.upper() == "POST":
                     headers, body = {"content-type": "image/png"}, buffer.getvalue()
                 path, _, query = request.path_url.partition("?")
+                nonlocal fed
+                fed += 1
                 feed(as_bytes(case.method, f"{path}?{query}" if query else path, {}, headers, body))
 
             with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # a route that has no wrong requests
                 one()
+        turn += 1

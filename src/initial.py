@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.bundle import PARTS, Saved, read_saved, without_weights
 from src.config import path_name
+from src.data.regions import check_below
 from src.data.vocabulary import SPECIALS, Vocabulary
 from src.model import CaptioningModel, ConfigError, build
 
@@ -77,6 +78,8 @@ def adopt(config: Mapping[str, Any], start: Mapping[str, Any], given: Collection
         for field in given:
             if field.startswith(f"{part}.") and isinstance(adopted[part], dict):
                 _copy_field(config, adopted, field.split("."))
+    if "encoder.path" not in given:
+        check_below(adopted["encoder"], Path(config["data"]["root"]))
     return adopted
 
 

@@ -18,6 +18,7 @@ from src.bundle import Bundle, BundleError, bundle_config, load_bundle, read_sav
 from src.captioner import Captioner
 from src.data.regions import RegionsError, check_below
 from src.data.vocabulary import Vocabulary
+from src.initial import adopt
 from src.model import build
 from src.strangers import TooLarge, at_most, load_checkpoint, read_npy, read_npz, read_yaml
 from tests.conftest import tiny_config
@@ -127,6 +128,10 @@ def test_a_bundles_regions_are_read_by_evaluation_below_the_root_only(bundle, tm
     root = [f"data.root={tmp_path / 'data'}", "data=tsv", "data.train=val.tsv", "data.val=val.tsv", "split=val"]
     with pytest.raises(RegionsError, match="not below data.root"):
         evaluate.run(composed([f"model={tmp_path / 'r'}", *root, f"output={tmp_path / 'out'}"], "evaluate"))
+    begun = composed([f"init={tmp_path / 'r'}", *root[:-1]])
+    with pytest.raises(RegionsError, match="not below data.root.*encoder.path=PATH in training"):
+        adopt(begun, config, [])
+    assert adopt(begun | {"encoder": {"path": str(file)}}, config, ["encoder.path"])["encoder"]["path"] == str(file)
 
 
 @pytest.mark.parametrize(

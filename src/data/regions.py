@@ -236,7 +236,7 @@ def check_below(encoder: Mapping[str, Any], root: Path) -> None:
     if os.path.commonpath([below, found]) != below:
         raise RegionsError(
             f"the captioner's regions were in {encoder['path']}, which is not below data.root={root}, and is not read "
-            "unasked: name where they are, regions=PATH"
+            "unasked: name where they are, regions=PATH in evaluation, encoder.path=PATH in training"
         )
 
 
