@@ -196,8 +196,8 @@ def damaged(rng: random.Random, seeds: Sequence[bytes]) -> bytes:
 
 
 def drawn(feed: Callable[[bytes], None], wanted: int, seed: int) -> None:
-    """Feed requests that schemathesis draws, as many of each route, right ones and wrong ones; of routes that have fewer
-    than that, more of the others."""
+    """Feed requests that schemathesis draws, as many of each route, right ones and wrong ones; where a route has fewer,
+    more of the others."""
     import hypothesis
     import requests  # schemathesis brings it
     from schemathesis import GenerationMode
