@@ -18,7 +18,7 @@ from tqdm import tqdm
 from src.attack_report import Shown, write_attack_report
 from src.attacks import Aim, Attack, Goal, Victim, distortion
 from src.attacks.budget import LEVELS, Distortion
-from src.captioner import Captioner
+from src.captioner import Caption, Captioner
 from src.check import attack_sizes, check
 from src.command import command
 from src.config import CONF, keep_freed_memory, one_sentence, plain
@@ -46,9 +46,10 @@ class Point(NamedTuple):
     """Share of the pictures whose captions are what was wanted; untargeted: are others than before."""
     scores: dict[str, float | None]
     captions: list[str]
+    words: list[list[str]]
     met: list[bool]
     per_image: list[float]
-    """Of the first metric that single pictures have."""
+    """CIDEr, or the first metric, of single pictures; 0 where it has none."""
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:
@@ -63,11 +64,10 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     victim = Victim(captioner, config["samples"])
     data = _data(config, captioner)
     references = references_of(data, config["split"], config["limit"])
-    images, pixels = list(references), _pixels(captioner, data, config["split"], len(references))
-    victim.check(as_floats(pixels[:1], captioner))
-    output = Path(config["output"] or _usual_output(config))
+    images, output = list(references), Path(config["output"] or _usual_output(config))
+    pictures = ChangedPictures(victim, attack, goal, data, config, len(images), output / "pictures")
+    victim.check(as_floats(next(pictures.clean())[:1], captioner))
     make_folder(output / "pictures")
-    sizes = attack_sizes(config)
     settings = {
         "model_weights": state_digest(captioner.model),
         **{part: config[part] for part in ("attack", "goal", "samples", "split", "batch_size")},
@@ -78,35 +78,117 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     }
     _claim(output / "pictures" / SETTINGS, settings)
 
-    clean = [words for batch in _batches(pixels, config) for words in victim.words(as_floats(batch, captioner))]
-    aims = goal.aims(victim, clean, list(references.values()))
-    made = [float("inf")] if attack.least else [size for size in sizes if size]
-    with tqdm(total=len(made) * len(images), desc="attacking", unit="img") as bar:
-        changed = {
-            size: _changed(victim, attack, goal, pixels, aims, size, output / "pictures", config, bar) for size in made
-        }
-    if attack.least:
-        changed = {size: _within(attack, pixels, changed[made[0]], size) for size in sizes}
-    changed[0.0] = pixels
-    far = {size: _distortion(pixels, those, config) for size, those in changed.items()}
-
+    said = [words for batch in pictures.clean() for words in victim.words(as_floats(batch, captioner))]
+    pictures.aims = goal.aims(victim, said, list(references.values()))
+    others = {name: _loaded(name, config) for name in config["transfer"]}
+    captioners = {config["model"]: captioner} | others
     scorer = Scorer(references, scoring_of(data, Scoring(metrics=config["metrics"])), data.pictures(config["split"]))
     points: list[Point] = []
-    for name in (config["model"], *config["transfer"]):
-        other = captioner if name == config["model"] else _loaded(name, config)
-        points += _points(name, other, changed, goal, aims, scorer, images, config)
+    far: dict[float, Distortion] = {}
+    sizes = attack_sizes(config)
+    with tqdm(total=len(sizes) * len(images), desc="attacking", unit="img") as bar:
+        for size in sizes:
+            captions: dict[str, list[Caption]] = {name: [] for name in captioners}
+            parts = []
+            for before, after in pictures.within(size):
+                parts.append(distortion(before.float() / LEVELS, after.float() / LEVELS))
+                for name, each in captioners.items():
+                    captions[name] += _captions(each, after)
+                bar.update(len(before))
+            far[size] = Distortion(*(torch.cat(each) for each in zip(*parts, strict=True)))
+            for name, found in captions.items():
+                clean = next((p for p in points if p.captioner == name), None)
+                points.append(_point(name, size, found, clean, goal, pictures.aims, scorer))
     result = _result(config, attack, settings, points, far)
     write_atomically(output / "attack.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(output / "per_image.csv", _table(images, aims, points, far))
-    most = max(changed)
-    shown = [
-        Shown(images[i], _picture(pixels[i]), _picture(changed[most][i]), " ".join(aims[i].wanted), i)
-        for i in _worst_first(points, config["model"], most)[: config["pictures"]]
-    ]
-    write_attack_report(output / "report.html", result, points, shown)
+    write_atomically(output / "per_image.csv", _table(images, pictures.aims, points, far))
+    shown = _worst_first(points, config["model"], sizes[-1])[: config["pictures"]]
+    pairs = pictures.pairs(shown, sizes[-1])
+    write_attack_report(
+        output / "report.html",
+        result,
+        points,
+        [
+            Shown(images[i], _picture(before), _picture(after), " ".join(pictures.aims[i].wanted), i)
+            for i, (before, after) in zip(shown, pairs, strict=True)
+        ],
+    )
     print(text_table(result))
     print(f"{output / 'report.html'}")
     return result
+
+
+class ChangedPictures:
+    """The first `count` pictures of a split as the victim's encoder takes them, uint8 (B, 3, S, S), a batch at a time,
+    and what the attack makes of them. That is kept in a folder, a PNG each; those that are there are taken up."""
+
+    def __init__(
+        self,
+        victim: Victim,
+        attack: Attack,
+        goal: Goal,
+        data: CaptionData,
+        config: Mapping[str, Any],
+        count: int,
+        folder: Path,
+    ) -> None:
+        self.victim, self.attack, self.goal, self.folder = victim, attack, goal, folder
+        self.data, self.split, self.count, self.batch = data, config["split"], count, config["batch_size"]
+        self.aims: list[Aim] = []
+
+    def _read(self, rows: Sequence[int]) -> Tensor:
+        found = [self.data.picture(self.split, row) for row in rows]
+        open_ = self.victim.captioner.preprocess.open
+        return torch.stack([open_(picture) for picture in found if picture is not None])
+
+    def _batches(self) -> Iterator[range]:
+        return (range(start, min(start + self.batch, self.count)) for start in range(0, self.count, self.batch))
+
+    def clean(self) -> Iterator[Tensor]:
+        """As they are."""
+        return (self._read(rows) for rows in self._batches())
+
+    def within(self, size: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """As they are, and changed within a budget, in the norm's units."""
+        for rows in self._batches():
+            images = self._read(rows)
+            yield images, self._changed(rows, images, size)
+
+    def pairs(self, rows: Sequence[int], size: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those of some rows, which have been made."""
+        for row in rows:
+            images = self._read([row])
+            after = self._limited(images, _opened([self._path(row, size)]), size) if size else images
+            yield images[0], after[0]
+
+    def _path(self, row: int, size: float) -> Path:
+        return self.folder / ("least" if self.attack.least else f"{size:g}") / f"{row:05d}.png"
+
+    def _changed(self, rows: range, images: Tensor, size: float) -> Tensor:
+        if not size:
+            return images
+        paths = [self._path(row, size) for row in rows]
+        if not all(path.exists() for path in paths):
+            paths[0].parent.mkdir(exist_ok=True)
+            most = float("inf") if self.attack.least else size
+            pixels = as_floats(images, self.victim.captioner)
+            made = self.attack(self.victim, self.goal, pixels, self.aims[rows.start : rows.stop], most)
+            for path, each in zip(paths, (made * LEVELS).round().to(torch.uint8).cpu(), strict=True):
+                with whole(path) as partial:
+                    _picture(each).save(partial, "PNG")
+        return self._limited(images, _opened(paths), size)
+
+    def _limited(self, images: Tensor, changed: Tensor, size: float) -> Tensor:
+        """What looks for the least change is within a budget, or the picture stays as it was."""
+        if not self.attack.least:
+            return changed
+        change = (changed.int() - images.int()).flatten(1).float()
+        far = change.abs().amax(1) if self.attack.norm == "linf" else change.norm(dim=1) / LEVELS
+        return torch.where((far <= size + 1e-6).view(-1, 1, 1, 1), changed, images)
+
+
+def _opened(paths: Sequence[Path]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
 
 
 def _loaded(name: str, config: Mapping[str, Any]) -> Captioner:
@@ -145,114 +227,48 @@ def _claim(path: Path, settings: Mapping[str, Any]) -> None:
     write_atomically(path, text)
 
 
-def _pixels(captioner: Captioner, data: CaptionData, split: str, count: int) -> Tensor:
-    """The first pictures of a split as the captioner's encoder takes them, uint8 (N, 3, S, S)."""
-    find = (data.picture(split, row) for row in range(count))
-    return torch.stack([captioner.preprocess.open(picture) for picture in find if picture is not None])
-
-
 def as_floats(pixels: Tensor, captioner: Captioner) -> Tensor:
     """uint8 pixels → floats in [0, 1] on the captioner's device."""
     return pixels.to(captioner.device).float() / LEVELS
-
-
-def _batches(pixels: Tensor, config: Mapping[str, Any]) -> Iterator[Tensor]:
-    return iter(pixels.split(config["batch_size"]))
-
-
-def _changed(
-    victim: Victim,
-    attack: Attack,
-    goal: Goal,
-    pixels: Tensor,
-    aims: Sequence[Aim],
-    size: float,
-    folder: Path,
-    config: Mapping[str, Any],
-    bar: Any,
-) -> Tensor:
-    """All pictures, changed within a budget, uint8; each is kept as a PNG, and those that are there are taken up."""
-    folder = folder / ("least" if size == float("inf") else f"{size:g}")
-    folder.mkdir(exist_ok=True)
-    found, start = [], 0
-    for batch in _batches(pixels, config):
-        paths = [folder / f"{start + i:05d}.png" for i in range(len(batch))]
-        if all(path.exists() for path in paths):
-            made = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
-        else:
-            images = as_floats(batch, victim.captioner)
-            made = attack(victim, goal, images, aims[start : start + len(batch)], size)
-            made = (made * LEVELS).round().to(torch.uint8).cpu()
-            for path, each in zip(paths, made, strict=True):
-                with whole(path) as partial:
-                    _picture(each).save(partial, "PNG")
-        found.append(made)
-        start += len(batch)
-        bar.update(len(batch))
-    return torch.cat(found)
-
-
-def _within(attack: Attack, pixels: Tensor, changed: Tensor, size: float) -> Tensor:
-    """Pictures whose change is within a budget; the others as they were."""
-    far = distortion_of_norm(attack.norm, pixels, changed) <= size + 1e-6
-    return torch.where(far.view(-1, 1, 1, 1), changed, pixels)
-
-
-def distortion_of_norm(norm: str, pixels: Tensor, changed: Tensor) -> Tensor:
-    """How far uint8 pictures were changed (N,), in the norm's units."""
-    change = (changed.int() - pixels.int()).flatten(1).float()
-    return change.abs().amax(1) if norm == "linf" else change.norm(dim=1) / LEVELS
-
-
-def _distortion(pixels: Tensor, changed: Tensor, config: Mapping[str, Any]) -> Distortion:
-    pairs = zip(_batches(pixels, config), _batches(changed, config), strict=True)
-    parts = [distortion(one.float() / LEVELS, other.float() / LEVELS) for one, other in pairs]
-    return Distortion(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
-def _points(
+def _captions(captioner: Captioner, pictures: Tensor) -> list[Caption]:
+    """What a captioner says of pictures, which it sees as anybody would who was given the files."""
+    if pictures.shape[-1] != captioner.preprocess.size:
+        pictures = torch.stack([captioner.preprocess(_picture(each)) for each in pictures])
+    return captioner.captions(captioner.search(pictures))
+
+
+def _point(
     name: str,
-    captioner: Captioner,
-    changed: Mapping[float, Tensor],
+    size: float,
+    captions: Sequence[Caption],
+    clean: Point | None,
     goal: Goal,
     aims: Sequence[Aim],
     scorer: Scorer,
-    images: Sequence[str],
-    config: Mapping[str, Any],
-) -> list[Point]:
-    """What a captioner says of the pictures, by the budgets. It sees them as anybody would who was given the files."""
-    points: list[Point] = []
-    before: list[list[str]] = []
-    for size in sorted(changed):
-        captions = []
-        for batch in tqdm(list(_batches(changed[size], config)), desc=f"{Path(name).name} at {size:g}", leave=False):
-            same = batch.shape[-1] == captioner.preprocess.size
-            seen = batch if same else torch.stack([captioner.preprocess(_picture(each)) for each in batch])
-            captions += captioner.captions(captioner.search(seen))
-        words = [caption.words for caption in captions]
-        before = before or words
-        own = [aim._replace(clean=were) for aim, were in zip(aims, before, strict=True)]
-        met = [goal.met(aim, said) for aim, said in zip(own, words, strict=True)]
-        texts = [caption.text for caption in captions]
-        scored = scorer.score(dict(zip(images, texts, strict=True)))
-        columns = [name for name in scorer.how.metrics if name in scored.per_image[images[0]]]
-        measure = "CIDEr" if "CIDEr" in columns else columns[0]
-        points.append(
-            Point(
-                name,
-                size,
-                sum(met) / len(met),
-                {metric: scored.corpus[metric] for metric in scorer.how.metrics},
-                texts,
-                met,
-                [scored.per_image[image][measure] for image in images],
-            )
-        )
-    return points
+) -> Point:
+    """What a captioner has said, scored; `clean` is what it said of the pictures as they are, None of these."""
+    words = [caption.words for caption in captions]
+    before = clean.words if clean else words
+    met = [goal.met(aim._replace(clean=were), now) for aim, were, now in zip(aims, before, words, strict=True)]
+    texts = dict(zip(scorer.references, (caption.text for caption in captions), strict=True))
+    scored = scorer.score(texts)
+    measure = "CIDEr" if "CIDEr" in scorer.how.metrics else scorer.how.metrics[0]
+    return Point(
+        name,
+        size,
+        sum(met) / len(met),
+        {metric: scored.corpus[metric] for metric in scorer.how.metrics},
+        list(texts.values()),
+        words,
+        met,
+        [scored.per_image[image].get(measure, 0.0) for image in texts],
+    )
 
 
 def _worst_first(points: Sequence[Point], name: str, size: float) -> list[int]:
