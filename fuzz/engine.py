@@ -287,7 +287,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         atheris.Setup([sys.argv[0], *flags, str(corpus)], one, custom_mutator=changed)
         atheris.Fuzz()  # which ends this process
     if target.draw is not None:
-        target.draw(run.feed, wanted, options.seed)
+
+        def drawn(data: bytes) -> None:
+            nonlocal last
+            run.feed(data)
+            if time.monotonic() > last + 1:
+                last = time.monotonic()
+                ended()
+
+        target.draw(drawn, wanted, options.seed)
         ended()
         return int(bool(run.findings))
     rng = random.Random(options.seed)
