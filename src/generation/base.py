@@ -19,14 +19,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+MOST_NEVER, MOST_LETTERS = 2000, 40_000
+"""Words and phrases that are never said, and their letters in all: a bundle keeps them, and src/strangers.py takes no
+config that is much larger."""
+
+
 def read_never(never: Sequence[str] | str) -> list[str]:
     """The words and phrases of a list, or of a file that has one a line.
 
     Raises:
-        ValueError: there is no such file, or it is no UTF-8.
+        ValueError: there is no such file, or it is no UTF-8; or there are too many.
     """
-    if not isinstance(never, str):
-        return list(never)
+    found = list(never) if not isinstance(never, str) else _read_lines(never)
+    if len(found) > MOST_NEVER or sum(map(len, found)) > MOST_LETTERS:
+        raise ValueError(
+            f"generation.never: {len(found):,} words and phrases of {sum(map(len, found)):,} letters; at most "
+            f"{MOST_NEVER:,} of {MOST_LETTERS:,} are kept in a bundle: leave out those that the captioner cannot say"
+        )
+    return found
+
+
+def _read_lines(never: str) -> list[str]:
     try:
         lines = Path(never).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

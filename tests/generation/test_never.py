@@ -121,3 +121,11 @@ def test_a_bundle_of_before_says_anything(tmp_path, vocabulary):
     assert "never" not in read_saved(tmp_path / "old").config["generation"]
     captioner = Captioner.load(tmp_path / "old")
     assert captioner.generation.never == [] and captioner.preprocess.size == Preprocess(32).size
+
+
+def test_more_than_a_bundle_keeps_are_refused(tmp_path):
+    file = tmp_path / "never.txt"
+    file.write_text("".join(f"word{i}\n" for i in range(2001)))
+    for never in (str(file), ["x" * 50_000]):
+        with pytest.raises(ValueError, match="at most 2,000 of 40,000 are kept in a bundle"):
+            read_never(never)
