@@ -48,7 +48,6 @@ if wanted defences; then
     attack robust-0/linf "$robust" attack.steps=20
     for defence in jpeg bits blur random_resize; do
         attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1,4]'
-        # what the attack does that knows nothing of it: the pictures made against the plain captioner
     done
 fi
 

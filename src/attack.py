@@ -16,8 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.attack_report import Shown, write_attack_report
-from src.attacks import Aim, Attack, Goal, Victim, distortion
+from src.attacks import Aim, Attack, AttackError, Goal, Victim, distortion
 from src.attacks.budget import LEVELS, Distortion
+from src.bundle import SHIPPED
 from src.captioner import Caption, Captioner
 from src.check import attack_sizes, check
 from src.command import command
@@ -55,6 +56,7 @@ class Point(NamedTuple):
 def run(config: dict[str, Any]) -> dict[str, Any]:
     """Attack what the config names; returns what attack.json holds."""
     check(config, "attack")
+    config = {**config, "model": config["model"] or str(SHIPPED)}
     keep_freed_memory()
     attack: Attack = instantiate(config["attack"])
     goal: Goal = instantiate(config["goal"])
@@ -76,10 +78,9 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
         "preprocess": captioner.preprocess.to_dict(),
         "references": references_digest(references),
     }
-    _claim(output / "pictures" / SETTINGS, settings)
-
     said = [words for batch in pictures.clean() for words in victim.words(as_floats(batch, captioner))]
     pictures.aims = goal.aims(victim, said, list(references.values()))
+    _claim(output / "pictures" / SETTINGS, settings)
     others = {name: _loaded(name, config) for name in config["transfer"]}
     captioners = {config["model"]: captioner} | others
     scorer = Scorer(references, scoring_of(data, Scoring(metrics=config["metrics"])), data.pictures(config["split"]))
@@ -138,6 +139,8 @@ class ChangedPictures:
 
     def _read(self, rows: Sequence[int]) -> Tensor:
         found = [self.data.picture(self.split, row) for row in rows]
+        if None in found:
+            raise AttackError(f"split={self.split}: it has features or regions, and no pictures that could be changed")
         open_ = self.victim.captioner.preprocess.open
         return torch.stack([open_(picture) for picture in found if picture is not None])
 

@@ -515,12 +515,10 @@ def attack_sizes(config: Mapping[str, Any]) -> list[float]:
         ConfigError: one that no 8-bit picture can use.
     """
     norm = config["attack"].get("norm", "linf")
+    at_least(0, "", budgets=config["budgets"])
     sizes = config["budgets"] or ([1, 2, 4, 8] if norm == "linf" else [0.5, 1, 2, 4, 8])
-    at_least(0, "", budgets=sizes)
-    if norm == "linf" and (small := [size for size in sizes if 0 < size < 1]):
-        raise ConfigError(
-            f"budgets={sizes}: pixels change by whole 255ths, so {small[0]:g} changes none: 0, or 1 and more"
-        )
+    if norm == "linf" and (odd := [size for size in sizes if size not in range(256)]):
+        raise ConfigError(f"budgets={sizes}: pixels change by whole 255ths: {odd[0]:g} is none of 0 to 255")
     return sorted({0.0, *map(float, sizes)})
 
 
@@ -533,7 +531,12 @@ def _check_attack(config: Mapping[str, Any], here: bool) -> None:
     attack_sizes(config)
     if not config["metrics"]:
         raise ConfigError(f"metrics=[]: choose one or more of {', '.join(METRICS)}")
-    for name in (config["model"], *config["transfer"]):
+    if isinstance(config["model"], list):
+        raise ConfigError(f"model={shown(config['model'])}: one captioner is attacked; name others with transfer")
+    names = [config["model"] or str(SHIPPED), *config["transfer"]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"transfer: {twice[0]} is there twice; the attacked one is shown its pictures anyhow")
+    for name in names:
         if here and not looks_saved(Path(name)):
             raise ConfigError(f"{name}: no captioner there; give a bundle/, a run's folder or name, or a .ckpt")
     _check_devices(config["device"], 1, here)
@@ -710,6 +713,8 @@ def _check_sharded(config: Mapping[str, Any], processes: int) -> None:
             "trainer=fsdp: there is one device here, and none to share the weights with: choose trainer=default, or "
             "trainer=ddp_cpu for two processes without a GPU"
         )
+    if issubclass(locate(config["objective"]["_target_"]), AdversarialTraining):
+        raise ConfigError("objective with trainer=fsdp: not tried together: choose trainer=ddp")
     if config["compile"]:
         raise ConfigError(
             "compile=true with trainer=fsdp: not tried together: set compile=false, or choose trainer=ddp"

@@ -105,8 +105,12 @@ def test_the_defence_is_known_and_recorded(run):
 
 def test_what_cannot_work_is_refused_before_any_work(run, shapes, bundles):
     for override, said in (
-        ("budgets=[0.5]", "pixels change by whole 255ths, so 0.5 changes none"),
+        ("budgets=[0.5]", "pixels change by whole 255ths: 0.5 is none of 0 to 255"),
+        ("budgets=[inf]", "inf is none of 0 to 255"),
+        (f"transfer=[{bundles / 'of2'}]", "is there twice"),
+        ("goal=keyword goal.word=red generation.never=[red]", "'red' is a word that it never says"),
         ("budgets=[-1]", "budgets=[-1]: at least 0"),
+        ("model=[a,b]", "one captioner is attacked"),
         ("model=nowhere", "nowhere: no captioner there"),
         ("transfer=[nowhere]", "nowhere: no captioner there"),
         ("split=test", "split=test: this data has val"),

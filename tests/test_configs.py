@@ -190,6 +190,17 @@ def test_a_run_without_hydra_has_a_name():
             for decoder in ("lstm_attn", "updown")
         ),
         ["objective.scheduled_sampling=0.5"],
+        ["objective=adversarial_training", "data.cache=false"],
+        [
+            "objective=adversarial_training",
+            "encoder.frozen=false",
+            "defence=random_resize",
+            "decoder=lstm",
+            "encoder.pool=true",
+            "data.cache=false",
+            "objective.norm=l2",
+            "objective.steps=2",
+        ],
         ["generation=beam"],
         ["objective=self_critical", "objective.from_random=true", "objective.bleu=0.5", "objective.baseline=greedy"],
         ["objective=variational", "latent.size=8", "generation=sample"],

@@ -153,7 +153,7 @@ def test_a_killed_process_fails_its_job_and_the_others_go_on(tmp_path):
     said = pretend(tmp_path, "experiments=demo", "seed=0,1,2,3,4", "hydra.launcher.n_jobs=2", expect=1)
     found = states(tmp_path)
     assert found[1] == found[2] == "failed" and found[3:] == ["finished"] * 2 and found[0] != "running"
-    assert "its process was killed" in said and "RuntimeError: out of memory" in said
+    assert "its process was killed" in said and "RuntimeError: out of memory" in said, said
     with (tmp_path / "sweep" / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 and {row["seed"] for row in rows if row["state"] == "failed"} >= {"1", "2"}

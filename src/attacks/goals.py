@@ -69,7 +69,7 @@ class Untargeted(Goal):
         aims = []
         for words, group in zip(clean, references, strict=True):
             ids = [victim.ids(tokens(text)) for text in group]
-            aims.append(Aim(list(words), (ids * most)[:most]))  # all have as many
+            aims.append(Aim(list(words), ids + [[]] * (most - len(ids))))  # all have as many, some of no words
         return aims
 
     def judge(self, victim: Victim, images: Tensor, aims: Sequence[Aim], decide: bool = True) -> Judged:
@@ -151,8 +151,11 @@ class Keyword(Goal):
 
     def aims(self, victim: Victim, clean: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> list[Aim]:
         if self.word is not None:
-            _known(victim, [self.word], "goal.word")
-            return [Aim(list(own), [], [self.word]) for own in clean]
+            words = victim.captioner.tokenizer.tokens(self.word)
+            if len(words) != 1:
+                raise AttackError(f"goal.word={self.word}: one word is wanted; goal=sentence takes several")
+            _known(victim, words, "goal.word")
+            return [Aim(list(own), [], words) for own in clean]
         generator = torch.Generator().manual_seed(self.seed)
         said = list(dict.fromkeys(word for words in clean for word in words if word not in FUNCTION_WORDS))
         aims = []
@@ -168,7 +171,8 @@ class Keyword(Goal):
     def judge(self, victim: Victim, images: Tensor, aims: Sequence[Aim], decide: bool = True) -> Judged:
         seen = victim.seen(images)
         said = victim.said(seen)
-        read = victim.read(seen, [[victim.ids(words)] for words in said])
+        most = victim.greedy.max_length  # where a caption is cut, and no word follows
+        read = victim.read(seen, [[victim.ids(words)[:most]] for words in said])
         ids = torch.tensor([victim.vocabulary.index[aim.wanted[0]] for aim in aims], device=images.device)
         above = margins(read, victim, ids.view(-1, 1, 1).expand_as(read.words))
         nearest = above.masked_fill(~read.real, -torch.inf).amax((1, 2))
@@ -186,15 +190,20 @@ def drawn_others(captions: Sequence[Sequence[str]], seed: int) -> list[int]:
         AttackError: all read the same.
     """
     generator = torch.Generator().manual_seed(seed)
+    if len({tuple(words) for words in captions}) < 2:
+        raise AttackError("all captions of these pictures are the same: name a sentence with goal.sentence")
     found = []
     for own in captions:
-        others = [place for place, words in enumerate(captions) if list(words) != list(own)]
-        if not others:
-            raise AttackError("all captions of these pictures are the same: name a sentence with goal.sentence")
-        found.append(others[int(torch.randint(len(others), (1,), generator=generator))])
+        place = int(torch.randint(len(captions), (1,), generator=generator))
+        while list(captions[place]) == list(own):
+            place = int(torch.randint(len(captions), (1,), generator=generator))
+        found.append(place)
     return found
 
 
 def _known(victim: Victim, words: Sequence[str], field: str) -> None:
-    if unknown := [word for word in words if word not in victim.vocabulary.index]:
+    index = victim.vocabulary.index
+    if unknown := [word for word in words if word not in index]:
         raise AttackError(f"{field}: the captioner does not know {unknown[0]!r} and so cannot say it")
+    if never := [word for word in words if index[word] in victim.never]:
+        raise AttackError(f"{field}: {never[0]!r} is a word that it never says (generation.never)")

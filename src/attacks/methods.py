@@ -13,7 +13,7 @@ from src.attacks.goals import Aim, Goal, Judged
 from src.attacks.victim import Victim
 from src.ranges import at_least, share
 
-REACHED = 1e6
+REACHED = 1e3
 """Taken from the loss of a picture that has met its goal: it is better than any that has not."""
 
 
@@ -60,16 +60,20 @@ def slope(
     loss: Any = 0.0
     with victim.gradients():
         for _ in range(victim.samples):
-            judged = goal.judge(victim, pixels, aims, decide)
+            judged = goal.judge(victim, pixels, aims, decide and victim.samples == 1)
             loss = loss + judged.loss / victim.samples
     (gradient,) = torch.autograd.grad(loss.sum(), pixels)
-    return Judged(loss.detach(), judged.met), gradient
+    met = judged.met
+    if decide and victim.samples > 1:  # the draw that counts is the one that the captioner makes by itself
+        met = [goal.met(aim, words) for aim, words in zip(aims, victim.words(images), strict=True)]
+    return Judged(loss.detach(), met), gradient
 
 
 class PGD(Attack):
     """Projected gradient descent (Madry et al., 2018, https://arxiv.org/abs/1706.06083), with momentum as in Croce and
     Hein, 2020 (https://arxiv.org/abs/2003.01690), and a step that falls to nothing along half a cosine. Pictures that
-    have met a targeted goal are left alone; of the others the one of least loss is kept.
+    have met a targeted goal with its margin are left alone; of the others the best is kept: one that meets it, of least
+    loss.
 
     Args:
         norm: see `Attack`.

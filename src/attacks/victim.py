@@ -5,7 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from src.captioner import Caption, Captioner
 from src.data.vocabulary import BOS, EOS, PAD, UNK
@@ -55,6 +55,8 @@ class Victim:
         self.samples = samples or (8 if self.defence is not None and self.defence.random else 1)
         self.model.requires_grad_(False).eval()
         self.model.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.decoder.modules())
+        """cuDNN gives recurrent layers gradients in training only."""
         self.greedy = GreedySearch(
             max_length=captioner.generation.max_length,
             min_length=captioner.generation.min_length,
@@ -81,7 +83,7 @@ class Victim:
             torch.enable_grad(),
             nullcontext() if self.defence is None else self.defence.drawing_anew(),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
-            torch.backends.cudnn.flags(enabled=False),  # whose recurrent layers have gradients in training only
+            torch.backends.cudnn.flags(enabled=not self.recurrent),
         ):
             yield
 

@@ -229,10 +229,14 @@ class Encoder(nn.Module):
         x = self.backbone(x, first, last)
         return x if x.dim() == 3 else x.flatten(2).transpose(1, 2)
 
+    def scaled(self, images: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), uint8 or floats in [0, 1] → floats in [0, 1]."""
+        x = images.to(self.norm.weight.dtype)
+        return x / 255 if images.dtype == torch.uint8 else x
+
     def pixels(self, images: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), uint8 or floats in [0, 1], as the backbone takes them."""
-        x = images.to(self.norm.weight.dtype)
-        x = x / 255 if images.dtype == torch.uint8 else x
+        x = self.scaled(images)
         return x if self.defence is None else self.defence(x)
 
     def frozen_regions(self, pixels: Tensor) -> Tensor:

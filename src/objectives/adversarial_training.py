@@ -1,5 +1,6 @@
 """Cross-entropy on pictures that were changed against the captioner."""
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from src.attacks.budget import LEVELS, Budget, Norm
 from src.objectives.base import Loss
 from src.objectives.cross_entropy import CrossEntropy
+from src.objectives.self_critical import undropped
 from src.ranges import at_least
 
 if TYPE_CHECKING:
@@ -60,10 +62,10 @@ class AdversarialTraining(CrossEntropy):
             raise ValueError(
                 "objective: it changes pixels, and these are features: set data.cache=false, or pack pictures"
             )
-        images = model.encoder.pixels(images)
-        rows = (torch.rand(len(images), device=images.device) < self.changed).nonzero().squeeze(1)
-        if len(rows):
-            images = images.index_copy(0, rows, self.against(model, batch, images, rows))
+        images = model.encoder.scaled(images)
+        count = max(1, round(self.changed * len(images)))  # as many in every batch of one size
+        rows = torch.randperm(len(images))[:count].to(images.device)
+        images = images.index_copy(0, rows, self.against(model, batch, images, rows))
         return super().forward(model, batch._replace(images=images))
 
     def against(self, model: "CaptioningModel", batch: "Batch", images: Tensor, rows: Tensor) -> Tensor:
@@ -71,11 +73,14 @@ class AdversarialTraining(CrossEntropy):
         clean, seed = images[rows], int(torch.randint(2**31, ()))
         some = batch._replace(tokens=batch.tokens[rows], mask=batch.mask[rows], prefix=batch.prefix[rows])
         change = self.budget.start(clean, torch.Generator().manual_seed(seed))
-        model.eval()
-        for _ in range(self.steps):
-            pixels = (clean + change).requires_grad_()
-            loss = super().forward(model, some._replace(images=pixels)).total
-            (gradient,) = torch.autograd.grad(loss, pixels)
-            change = self.budget.project(change + self.step * self.budget.size * self.budget.steepest(gradient), clean)
-        model.train()
+        defence = model.encoder.defence
+        model.encoder.eval()
+        with undropped(model.decoder), nullcontext() if defence is None else defence.drawing_anew():
+            for _ in range(self.steps):
+                pixels = (clean + change).requires_grad_()
+                loss = super().forward(model, some._replace(images=pixels)).total
+                (gradient,) = torch.autograd.grad(loss, pixels)
+                step = self.step * self.budget.size * self.budget.steepest(gradient)
+                change = self.budget.project(change + step, clean)
+        model.encoder.train()
         return clean + change

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from src.attacks import FGSM, PGD, AttackError, CarliniWagner, Keyword, Sentence, Untargeted, Victim, methods
+from src.attacks import FGSM, PGD, Aim, AttackError, CarliniWagner, Keyword, Sentence, Untargeted, Victim, methods
 from src.attacks.goals import margins
 from src.captioner import Captioner
 from src.config import CONF
@@ -17,7 +17,7 @@ from src.generation import BeamSearch, GreedySearch
 from src.model import build
 from tests.conftest import tiny_config
 
-REFERENCES = [["a red square", "red on grey"], ["a blue circle"], ["green square on grey"]]
+REFERENCES = [["a red square", "red on grey", "grey"], ["a blue circle", "blue"], ["green square on grey"]]
 
 
 def captioner_of(vocabulary, seed=0, search=None, config=None):
@@ -93,6 +93,18 @@ def test_the_untargeted_loss_is_the_references_log_probability(victim):
                 total += float(decoder.logits(output.hidden)[0, 0].log_softmax(-1)[target])
                 word, words = torch.tensor([[target]]), words + 1
         assert float(found[b]) == pytest.approx(total / words, abs=1e-4)
+
+
+def test_behind_a_caption_that_was_cut_no_keyword_is_looked_for(victim):
+    images = pictures()
+    said = clean_of(victim, images)
+    assert {len(words) for words in said} == {victim.greedy.max_length}, "they are cut"
+    goal = Keyword("circle")
+    aims = [Aim(list(words), [], ["circle"]) for words in said]
+    read = victim.read(victim.seen(images), [[victim.ids(words)[:-1]] for words in said])
+    above = margins(read, victim, torch.full_like(read.words, victim.vocabulary.index["circle"]))
+    expected = (goal.margin - above.amax((1, 2))).clamp(min=0)
+    assert torch.allclose(goal.judge(victim, images, aims).loss, expected, atol=1e-5)
 
 
 def test_margins_are_above_the_best_other_word_that_may_be_said(victim):

@@ -2,7 +2,10 @@ import pytest
 import torch
 
 from src.attacks.budget import Budget
+from src.defences import RandomResizeDefence
+from src.model import build
 from src.objectives import AdversarialTraining, CrossEntropy
+from tests.conftest import tiny_config
 from tests.objectives.test_cross_entropy import ROWS, batch_of
 
 
@@ -89,3 +92,29 @@ def test_features_are_refused(tiny_model):
 def test_arguments_out_of_range(options, said):
     with pytest.raises(ValueError, match=said):
         AdversarialTraining(**options)
+
+
+def test_a_defence_is_applied_once_and_known(tiny_model):
+    """To the pictures that are learned from once, and once in each step against it, drawing anew."""
+    batch = batch_of(ROWS)
+    defence = RandomResizeDefence()
+    tiny_model.encoder.defend(defence)
+    tiny_model.train()
+    seen = []
+    plain = defence.transformed
+    defence.transformed = lambda pixels: seen.append((len(pixels), defence.draw_anew)) or plain(pixels)
+    AdversarialTraining(steps=2, changed=0.5).train()(tiny_model, batch)
+    assert seen == [(1, True), (1, True), (2, False)]
+
+
+@pytest.mark.parametrize("decoder", ["lstm", "gru"])
+def test_recurrent_layers_keep_training_mode(decoder, vocabulary):
+    """cuDNN gives them no gradients in eval mode."""
+    model = build(tiny_config(decoder, encoder__pool=True), vocabulary).train()
+    layer = next(module for module in model.decoder.modules() if isinstance(module, torch.nn.RNNBase))
+    seen = []
+    plain = layer.forward
+    layer.forward = lambda *given: seen.append(layer.training) or plain(*given)
+    AdversarialTraining(changed=1.0).train()(model, batch_of(ROWS))
+    assert seen and all(seen)
+    assert model.training and model.decoder.training and model.encoder.training
