@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
 from src.charts import DASHES, Line, line_chart
-from src.figures import LONGEST_SIDE, language
+from src.figures import LONGEST_SIDE
 from src.files import write_atomically
 from src.overview import score_name, score_text
+from src.report import template
 
 if TYPE_CHECKING:
     from src.attack import Point
@@ -110,17 +110,13 @@ def write_attack_report(
                 ],
             }
         )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"lang": language, "score_text": lambda value, name: score_text(name, value)}
-    environment.filters["score_name"] = lambda name: score_name(name) if isinstance(score_name(name), str) else name
     scores = [key for key in result["points"][0] if key not in ("captioner", "budget", "success", *FAR)]
-    html = environment.get_template("attack.html.j2").render(
-        result=result, charts=curves(result), cards=cards, scores=scores, most=most, stem=lambda name: Path(name).name
+    html = template("attack.html.j2").render(
+        result=result,
+        charts=curves(result),
+        cards=cards,
+        scores=scores,
+        score_text=score_text,
+        stem=lambda name: Path(name).name,
     )
     write_atomically(path, html)

@@ -303,13 +303,9 @@ def evenly(total: int, count: int) -> list[int]:
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
 
 
-def captioned(module: CaptioningModule, data: CaptionData, count: int, precision: str) -> list[Example]:
-    """`count` pictures of the validation split with the captions that the module's own search gives them now, and with
-    the score of the last validation that said the same of them."""
-    split = data.images("val")
-    rows = evenly(len(split), count)
-    batch = split[[Item(row, range(len(split.captions[row]))) for row in rows]]
-    captioner = Captioner(
+def captioner_of(module: CaptioningModule, data: CaptionData, precision: str) -> Captioner:
+    """A module's own captioner, of its weights as they are and in its own search."""
+    return Captioner(
         module.model,
         module.vocabulary,
         module.tokenizer,
@@ -319,6 +315,15 @@ def captioned(module: CaptioningModule, data: CaptionData, count: int, precision
         precision,
         module.control,
     )
+
+
+def captioned(module: CaptioningModule, data: CaptionData, count: int, precision: str) -> list[Example]:
+    """`count` pictures of the validation split with the captions that the module's own search gives them now, and with
+    the score of the last validation that said the same of them."""
+    split = data.images("val")
+    rows = evenly(len(split), count)
+    batch = split[[Item(row, range(len(split.captions[row]))) for row in rows]]
+    captioner = captioner_of(module, data, precision)
     examples = []
     seen = captioner.features(batch.images)
     captions = captioner.captions(captioner.search(seen, attention=True), seen=seen)

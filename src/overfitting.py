@@ -11,7 +11,7 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from src.captioner import Captioner
+from src.dashboards import captioner_of
 from src.data.control import ControlError, with_tags
 from src.data.images import ImageError
 from src.data.module import CaptionData, Item
@@ -122,16 +122,7 @@ class OverfittingGuard(lightning.Callback):
         self, trainer: lightning.Trainer, module: CaptioningModule, data: CaptionData, rows: Sequence[int]
     ) -> tuple[list[int], list[list[int]]]:
         """Rows and their captions' ids, of all processes: each captions as many, some of them twice."""
-        captioner = Captioner(
-            module.model,
-            module.vocabulary,
-            module.tokenizer,
-            data.preprocess,
-            module.generation,
-            str(module.device),
-            str(trainer.precision),
-            module.control,
-        )
+        captioner = captioner_of(module, data, str(trainer.precision))
         world = trainer.world_size
         mine = [rows[place % len(rows)] for place in range(trainer.global_rank, -(-len(rows) // world) * world, world)]
         gathered = GatheredCaptions(module.generation.max_length + 1, PAD).to(module.device)

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_COMMANDS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, but for tab and the ends of lines, those that turn the direction of text, and what of a name is
-no UTF-8, which cannot be printed."""
+_COMMANDS = re.compile(
+    r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters, but for tab and the ends of lines, none of which is a carriage return alone; those that turn the
+direction of text; and what of a name is no UTF-8, which cannot be printed."""
 _UP = re.compile(r"\n*(\x1b\[A)+|\x1b\[K|\x1b\[\?25[hl]")
 """tqdm's own."""
 
@@ -29,7 +31,8 @@ class Guarded:
 
     def write(self, text: str) -> int:
         """Write a text, escaped."""
-        self._stream.write(text if _UP.fullmatch(text) else escaped(text))
+        start = "\r" if text.startswith("\r") else ""  # tqdm's own, too
+        self._stream.write(text if _UP.fullmatch(text) else start + escaped(text.removeprefix(start)))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

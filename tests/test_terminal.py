@@ -19,6 +19,7 @@ class Screen(io.StringIO):
         ("gpj.\u202eexe", "gpj.\\u202eexe"),
         ("\x9b31m", "\\x9b31m"),
         ("caf\udce9.jpg", "caf\\udce9.jpg"),
+        ("ok.jpg\rno.jpg", "ok.jpg\\rno.jpg"),
         ("一只狗\tdogs\r\n", "一只狗\tdogs\r\n"),
     ],
 )
@@ -34,7 +35,8 @@ def test_terminals_are_guarded_and_pipes_are_not(monkeypatch):
         print("a\x1b[2Jb")
         print("a\x1b[2Jb", file=sys.stderr)
         sys.stdout.write("\n\x1b[A\x1b[A")  # tqdm's way up
-    assert screen.getvalue() == "a\\x1b[2Jb\n\n\x1b[A\x1b[A" and pipe.getvalue() == "a\x1b[2Jb\n"
+        sys.stdout.write("\rbar a\rb")  # and back
+    assert screen.getvalue() == "a\\x1b[2Jb\n\n\x1b[A\x1b[A\rbar a\\rb" and pipe.getvalue() == "a\x1b[2Jb\n"
     assert sys.stdout is screen and not isinstance(sys.stderr, Guarded)
 
 

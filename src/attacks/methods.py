@@ -69,6 +69,12 @@ def slope(
     return Judged(loss.detach(), met), gradient
 
 
+def judgement(victim: Victim, goal: Goal, images: Tensor, aims: Sequence[Aim], decide: bool = True) -> Judged:
+    """How near pictures are to a goal, without gradients; of a random defence by the draw that counts."""
+    with victim.captioner.computing():
+        return goal.judge(victim, images, aims, decide)
+
+
 class PGD(Attack):
     """Projected gradient descent (Madry et al., 2018, https://arxiv.org/abs/1706.06083), with momentum as in Croce and
     Hein, 2020 (https://arxiv.org/abs/2003.01690), and a step that falls to nothing along half a cosine. Pictures that
@@ -116,7 +122,11 @@ class PGD(Attack):
             for step in range(self.steps + 1):  # the last is only judged
                 clean = images[open_]
                 shown = clean + budget.eight_bit(change[open_], clean)
-                judged, gradient = slope(victim, goal, shown, [aims[i] for i in open_.tolist()], goal.targeted)
+                those, last = [aims[i] for i in open_.tolist()], step == self.steps
+                if last:
+                    judged = judgement(victim, goal, shown, those, goal.targeted)
+                else:
+                    judged, gradient = slope(victim, goal, shown, those, goal.targeted)
                 met = torch.tensor(judged.met or [False] * len(open_), device=images.device)
                 lacks = judged.loss.float()
                 loss = torch.where(met, lacks - REACHED, lacks)
@@ -126,6 +136,8 @@ class PGD(Attack):
                 open_ = open_[going]
                 if not len(open_):
                     return best
+                if last:
+                    break
                 size_now = self.step * budget.size * (1 + math.cos(math.pi * step / self.steps)) / 2
                 clean, own = clean[going], change[open_]
                 moved = budget.project(own - size_now * budget.steepest(gradient[going]), clean)
@@ -194,7 +206,10 @@ class CarliniWagner(Attack):
             for step in range(self.steps + 1):  # the last is only judged
                 change = (turned.tanh() + 1) / 2 - images
                 rounded = free.eight_bit(change.detach(), images)
-                judged, gradient = slope(victim, goal, images + rounded, aims)
+                if step == self.steps:
+                    judged = judgement(victim, goal, images + rounded, aims)
+                else:
+                    judged, gradient = slope(victim, goal, images + rounded, aims)
                 met = torch.tensor(judged.met, device=device)
                 far = rounded.flatten(1).abs().amax(1) if self.norm == "linf" else lengths(rounded).flatten()
                 better = met & (far < shortest)
