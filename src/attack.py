@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Point(NamedTuple):
 
     captioner: str
     size: float
-    """Of the budget, in the norm's units; 0: the pictures as they are."""
+    """Of the budget, in the norm's units; 0: the pictures as they are; inf: as much as the goal took."""
     success: float
     """Share of the pictures whose captions are what was wanted; untargeted: are others than before."""
     scores: dict[str, float | None]
@@ -86,7 +87,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     scorer = Scorer(references, scoring_of(data, Scoring(metrics=config["metrics"])), data.pictures(config["split"]))
     points: list[Point] = []
     far: dict[float, Distortion] = {}
-    sizes = attack_sizes(config)
+    sizes = [*attack_sizes(config), *([math.inf] if attack.least else [])]
     with tqdm(total=len(sizes) * len(images), desc="attacking", unit="img") as bar:
         for size in sizes:
             captions: dict[str, list[Caption]] = {name: [] for name in captioners}
@@ -173,7 +174,7 @@ class ChangedPictures:
         paths = [self._path(row, size) for row in rows]
         if not all(path.exists() for path in paths):
             paths[0].parent.mkdir(exist_ok=True)
-            most = float("inf") if self.attack.least else size
+            most = math.inf if self.attack.least else size
             pixels = as_floats(images, self.victim.captioner)
             made = self.attack(self.victim, self.goal, pixels, self.aims[rows.start : rows.stop], most)
             for path, each in zip(paths, (made * LEVELS).round().to(torch.uint8).cpu(), strict=True):
@@ -288,6 +289,14 @@ def _result(
     points: Sequence[Point],
     far: Mapping[float, Distortion],
 ) -> dict[str, Any]:
+    """What attack.json holds. Distances are means over all pictures; without a budget, over those that met the goal."""
+    met = torch.tensor(next((p.met for p in points if math.isinf(p.size)), [True] * len(points[0].captions)))
+
+    def distances(point: Point) -> dict[str, float | None]:
+        counted = met if math.isinf(point.size) else torch.ones_like(met)
+        each = {name: value.cpu()[counted] for name, value in far[point.size]._asdict().items()}
+        return {name: float(values.mean()) if len(values) else None for name, values in each.items()}
+
     return {
         "model": config["model"],
         "transfer": config["transfer"],
@@ -302,9 +311,9 @@ def _result(
         "points": [
             {
                 "captioner": point.captioner,
-                "budget": point.size,
+                "budget": None if math.isinf(point.size) else point.size,
                 "success": point.success,
-                **{name: float(value.mean()) for name, value in far[point.size]._asdict().items()},
+                **distances(point),
                 **point.scores,
             }
             for point in points
@@ -326,6 +335,10 @@ def _table(images: Sequence[str], aims: Sequence[Aim], points: Sequence[Point], 
 
 def text_table(result: Mapping[str, Any]) -> str:
     """What attack.json holds as lines to print."""
+
+    def shown(value: float | None, form: str, otherwise: str = "–") -> str:
+        return otherwise if value is None else format(value, form)
+
     scores = [
         name for name in result["points"][0] if name not in ("captioner", "budget", "success", *Distortion._fields)
     ]
@@ -334,12 +347,17 @@ def text_table(result: Mapping[str, Any]) -> str:
     for point in result["points"]:
         values = [
             f"{100 * point['success']:.0f} %",
-            f"{point['linf']:.1f}",
-            f"{point['l2']:.2f}",
-            f"{point['ssim']:.3f}",
+            shown(point["linf"], ".1f"),
+            shown(point["l2"], ".2f"),
+            shown(point["ssim"], ".3f"),
         ]
         rows.append(
-            [Path(point["captioner"]).name, f"{point['budget']:g}", *values, *(score_text(s, point[s]) for s in scores)]
+            [
+                Path(point["captioner"]).name,
+                shown(point["budget"], "g", "any"),
+                *values,
+                *(score_text(s, point[s]) for s in scores),
+            ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)

@@ -67,7 +67,7 @@ def curves(result: Mapping[str, Any]) -> dict[str, Markup]:
         lines = [
             Line(
                 Path(name).name if names.count(name) == 1 else name,
-                [(p["budget"], 100 * p[key]) for p in points if p["captioner"] == name],
+                [(p["budget"], 100 * p[key]) for p in points if p["captioner"] == name and p["budget"] is not None],
                 series=number,
                 dash=DASHES[number % len(DASHES)],
             )

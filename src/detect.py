@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from tqdm import tqdm
 
 from src.bundle import DETECTOR, bundle_folder
@@ -24,6 +24,7 @@ from src.detection import Detector, auroc, check_alone, curve, interval
 from src.files import check_names, encodable, write_atomically
 from src.picture_flags import add_computing_flags, add_model_flag, check_computing, ended, one_captioner
 from src.pictures import find_pictures
+from src.report import template
 from src.rows import check_output
 
 SCORES = ("unfamiliar", "confidence", "stability")
@@ -218,12 +219,19 @@ Told = dict[str, tuple[float, float, float, list[tuple[float, float]]]]
 def told_apart(known: Mapping[Path, Caption], unknown: Mapping[Path, Caption]) -> Told:
     """How well each score tells two sets of pictures apart."""
     pairs = {name: (own, suspicions(unknown)[name]) for name, own in suspicions(known).items()}
-    return {name: (auroc(*pair), *interval(*pair), curve(*pair)) for name, pair in pairs.items()}
+    areas = {name: auroc(*pair) for name, pair in pairs.items()}
+    return {
+        name: (areas[name], *interval(areas[name], len(known), len(unknown)), curve(*pair))
+        for name, pair in pairs.items()
+    }
 
 
 def compare(options: argparse.Namespace) -> int:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit {options.limit}: 1 or more")
+    for output in (options.json, options.html):
+        if output is not None:
+            check_output(output)
     sets = {" ".join(names): named_pictures(names, options.root)[: options.limit] for names in options.unknown}
     trusted = named_pictures(options.known, options.root)[: options.limit]
     captioner = one_captioner(options)
@@ -253,36 +261,28 @@ def compare(options: argparse.Namespace) -> int:
         }
         write_atomically(options.json, json.dumps({"known": len(known), "unknown": said}, indent=1) + "\n")
     if options.html:
-        write_atomically(options.html, page(f"{len(known)} of {' '.join(options.known)}", results))
+        write_atomically(options.html, page(Path(options.model).name, f"{len(known)}, {' '.join(options.known)}", results))
     return 1 if failed else 0
 
 
-def page(known: str, results: Mapping[str, tuple[int, Told]]) -> str:
+def page(model: str, known: str, results: Mapping[str, tuple[int, Told]]) -> str:
     """The curves and tables as HTML that needs nothing else."""
-    parts = []
+    sets = []
     for name, (count, told) in results.items():
         lines = [Line("chance", [(0, 0), (1, 1)], 5, DASHES[5])]
         for number, (each, (*_, points)) in enumerate(told.items()):
             chosen = sorted({*range(0, len(points), -(-len(points) // DRAWN)), len(points) - 1})
             lines.append(Line(each, [points[i] for i in chosen], number, DASHES[number]))
-        drawn = line_chart(
+        chart = line_chart(
             lines,
-            title="ROC curves",
-            across="share of the known that is flagged",
-            up="share of the unknown",
+            title=("ROC curves", "ROC 曲线"),
+            across=("share of the known that is flagged", "已知图片中被标记的比例"),
+            up=("share of the unknown", "不可信图片中被标记的比例"),
             whole=False,
+            size=(420, 280),
         )
-        rows = "".join(
-            f"<tr><td>{each}<td>{area:.3f}<td>{low:.3f} to {high:.3f}" for each, (area, low, high, _) in told.items()
-        )
-        parts.append(
-            f"<h2>{count} of {escape(name)}</h2>{drawn}<table><tr><th>score<th>AUROC<th>95 % interval{rows}</table>"
-        )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Detection</title><style>body{font:16px system-ui;'
-        "max-width:44rem;margin:2rem auto;padding:0 1rem}td,th{padding:.2rem 1rem .2rem 0;text-align:left}</style>"
-        f"<h1>Told apart from {escape(known)}</h1>{''.join(parts)}</html>\n"
-    )
+        sets.append({"name": name, "count": count, "told": told, "chart": Markup(chart)})
+    return template("detect.html.j2").render(model=model, known=known, sets=sets)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

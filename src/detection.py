@@ -26,7 +26,10 @@ LEAST = 20
 """Pictures that tell their variances, at least; half as many axes as pictures are kept at most."""
 LEAST_VARIANCE = 1e-9
 """Of features that do not vary at all."""
-RESAMPLES = 1000
+BLOCK = 4096
+"""Rows of features in float64 at a time."""
+DEVIATIONS = 1.959964
+"""Of a normal distribution, either side, that hold 95 % of it."""
 
 
 class Detector(NamedTuple):
@@ -61,12 +64,18 @@ class Detector(NamedTuple):
                 "second are wanted at least"
             )
         mean = training.mean(0, dtype=np.float64)
-        _, values, axes = np.linalg.svd(training - mean, full_matrices=False)
-        variances = values**2 / (len(training) - 1)
+        scatter = np.zeros((training.shape[1],) * 2)
+        for start in range(0, len(training), BLOCK):
+            part = training[start : start + BLOCK] - mean
+            scatter += part.T @ part
+        values, vectors = np.linalg.eigh(scatter / (len(training) - 1))
+        variances, axes = values[::-1], vectors.T[::-1]
         count = min(AXES, len(training) // 2, training.shape[1] - 1)
         rest = variances[count:].sum() / max(training.shape[1] - count, 1)
         kept = np.append(variances[:count], rest).clip(LEAST_VARIANCE).astype(np.float32)
-        found = cls(mean.astype(np.float16), axes[:count].astype(np.float16), kept, np.empty(0), len(training))
+        found = cls(
+            mean.astype(np.float16), axes[:count].astype(np.float16, order="C"), kept, np.empty(0), len(training)
+        )
         return found._replace(distances=np.sort(found.distance(held_out)))
 
     def distance(self, pooled: np.ndarray) -> np.ndarray:
@@ -207,12 +216,23 @@ def auroc(known: np.ndarray, unknown: np.ndarray) -> float:
     return float((below + up_to).sum() / (2 * len(known) * len(unknown)))
 
 
-def interval(known: np.ndarray, unknown: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of `auroc`, by the percentile bootstrap over both sets of pictures."""
-    rng = np.random.default_rng(seed)
-    drawn = [auroc(rng.choice(known, len(known)), rng.choice(unknown, len(unknown))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
+def interval(area: float, known: int, unknown: int) -> tuple[float, float]:
+    """The 95 % interval of an area over so many scores of each kind, by Newcombe's method 5 (2006,
+    https://doi.org/10.1002/sim.2324): the areas from which this one is 1.96 of their own standard errors away. It says
+    how much an area of 1 of few pictures is worth, which a bootstrap does not."""
+
+    def near(true: float) -> bool:
+        others = ((known + unknown) / 2 - 1) * ((1 - true) / (2 - true) + true / (1 + true))
+        return (area - true) ** 2 <= DEVIATIONS**2 * true * (1 - true) * (1 + others) / (known * unknown)
+
+    def end(far: float) -> float:
+        inside = area
+        for _ in range(50):
+            middle = (inside + far) / 2
+            inside, far = (middle, far) if near(middle) else (inside, middle)
+        return inside
+
+    return end(0.0), end(1.0)
 
 
 def curve(known: np.ndarray, unknown: np.ndarray) -> list[tuple[float, float]]:

@@ -222,6 +222,7 @@ def template(name: str) -> jinja2.Template:
     environment.filters |= {"lang": language, "text": _span, "end": _end, "score_name": score_name}
     environment.filters["breakable"] = lambda name: Markup(re.sub(r"([_/])", r"\1<wbr>", str(escape(name))))
     environment.globals |= {"t": lambda text, **values: _span(both(text, **values)), "attribute": _attribute}
+    environment.globals["say"] = Markup('<span class="en">{}</span><span class="zh" lang="zh">{}</span>').format
     environment.globals |= {"both": both, "script": _script_data, "swatch": lambda series: Markup(swatch(series))}
     return environment.get_template(name)
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from tqdm import tqdm
 
+from src import corruptions
 from src.bundle import SHIPPED
 from src.captioner import READERS, Captioner
 from src.captions import Caption
@@ -49,6 +50,8 @@ ERROR = "ROUGE_L"
 """1 minus it is a caption's error, of mCE: a score in [0, 1], which CIDEr is not."""
 DRAWS = 2000
 """Of the bootstrap."""
+HELD = 2000
+"""Pictures that are kept decoded, each some 300 kB; others are decoded again for each state."""
 WORST = 4
 """Kinds that the report shows pictures of."""
 
@@ -224,6 +227,10 @@ def _measure_group(
     batch, seed = config["data"]["eval_batch_size"], config["seed"]
     find = group[0].data.pictures(config["split"]).find
     small: dict[str, np.ndarray] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def shown(name: str) -> np.ndarray:
+        return small[name] if name in small else shrunk(decoded(group[0], name, find(name)), group[0].side[1])
 
     def ready(wanted: Iterable[Preprocess], image: Image.Image) -> dict[Preprocess, np.ndarray]:
         return {preprocess: preprocess.pixels(image) for preprocess in wanted}
@@ -233,16 +240,17 @@ def _measure_group(
 
     def opened(item: tuple[str, Path | bytes | None]) -> dict[Preprocess, np.ndarray]:
         name, image = item[0], decoded(group[0], *item)
-        small[name] = shrunk(image, group[0].side[1])
+        if len(small) < HELD:
+            small[name] = shrunk(image, group[0].side[1])
+        sizes[name] = image.size
         return ready(plain, image)
 
     bar.set_description("clean")
     found = in_order(pool, opened, ((name, find(name)) for name in names), 2 * batch)
     said = _captioned(todo, found, batch, bar, len(names))
     for subject, captions in zip(todo, said, strict=True):
-        sizes = [(small[name].shape[1], small[name].shape[0]) for name in names]
-        every = zip(names, captions, sizes, strict=True)
-        looked = {name: _corners(caption, subject.preprocess, size) for name, caption, size in every}
+        every = zip(names, captions, strict=True)
+        looked = {name: _corners(caption, subject.preprocess, sizes[name]) for name, caption in every}
         corners = {name: each for name, each in looked.items() if each}
         texts = {name: caption.text for name, caption in zip(names, captions, strict=True)}
         finished(subject, CLEAN, Result(_identity(subject, CLEAN, seed), texts, corners))
@@ -260,7 +268,7 @@ def _measure_group(
             def damaged(
                 name: str, corners: Mapping[str, Any] = corners, wanted: Any = wanted, cell: Cell = cell
             ) -> dict[Preprocess, np.ndarray]:
-                return ready(wanted, Image.fromarray(damage(small[name], name, cell, seed, corners)))
+                return ready(wanted, Image.fromarray(damage(shown(name), name, cell, seed, corners)))
 
             said = _captioned(part, in_order(pool, damaged, names, 2 * batch), batch, bar, len(names))
             for subject, captions in zip(part, said, strict=True):
@@ -331,7 +339,14 @@ def _corners(caption: Caption, preprocess: Preprocess, size: tuple[int, int]) ->
 
 def _identity(subject: Subject, cell: Cell, seed: int) -> dict[str, Any]:
     kind, severity = cell
-    return {**subject.about, "kind": kind, "severity": severity, "seed": None if cell == CLEAN else seed}
+    damage = {"seed": None, "code": None} if cell == CLEAN else {"seed": seed, "code": _code()}
+    return {**subject.about, "kind": kind, "severity": severity, **damage}
+
+
+@cache
+def _code() -> str:
+    """What damages pictures: what another version of it damaged is not taken up."""
+    return hashlib.sha256(Path(corruptions.__file__).read_bytes()).hexdigest()[:16]
 
 
 def _path(folder: Path, identity: Mapping[str, Any]) -> Path:

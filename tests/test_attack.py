@@ -88,13 +88,18 @@ def test_finished_pictures_are_taken_up(run, tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 5
 
 
-def test_the_least_change_makes_a_curve(run):
-    result = run("attack=carlini_wagner", "goal=keyword", "goal.word=grey", "attack.steps=10", "attack.searches=2")
+def test_the_least_change_makes_a_curve(run, tmp_path):
+    result = run("attack=carlini_wagner", "goal=keyword", "goal.word=grey", "attack.steps=25", "attack.rate=0.1")
     points = result["points"]
-    assert result["least"] and [p["budget"] for p in points] == [0, 0.5, 1, 2, 4, 8]
+    assert result["least"] and [p["budget"] for p in points] == [0, 0.5, 1, 2, 4, 8, None]
     success = [p["success"] for p in points]
     assert success == sorted(success)
-    assert all(p["l2"] <= p["budget"] for p in points)
+    assert all(p["l2"] <= p["budget"] for p in points[:-1])
+    found = [r for r in rows(tmp_path / "out/per_image.csv") if r["budget"] == "inf"]  # whatever it took
+    far = [float(r["l2"]) for r in found if r["met"] == "True"]
+    assert far and points[-1]["success"] == len(far) / 5
+    assert points[-1]["l2"] == pytest.approx(np.mean(far), rel=1e-4)
+    assert "any" in (tmp_path / "out/report.html").read_text()
 
 
 def test_the_defence_is_known_and_recorded(run):

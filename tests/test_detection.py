@@ -39,16 +39,26 @@ def test_the_area_is_the_share_of_pairs(seed):
     assert points[0].tolist() == [0, 0] and points[-1].tolist() == [1, 1] and (np.diff(points, axis=0) >= 0).all()
     widths, heights = np.diff(points[:, 0]), (points[1:, 1] + points[:-1, 1]) / 2
     assert widths @ heights == pytest.approx(found)
-    low, high = interval(known, unknown)
-    assert low < found < high and (low, high) == interval(known, unknown)
+    low, high = interval(found, len(known), len(unknown))
+    assert 0 < low < found < high < 1
     assert found == pytest.approx(mannwhitneyu(unknown, known).statistic / (23 * 17))
 
 
 def test_the_interval_holds_what_is_true():
-    """Of normal scores a deviation apart, whose area is Φ(1 / √2) = 0.760, in most of 20 samples."""
+    """Of normal scores so many deviations apart, whose area is Φ(d / √2), in 95 % of the samples."""
     rng = np.random.default_rng(0)
-    bounds = [interval(rng.normal(0, 1, 60), rng.normal(1, 1, 60), seed) for seed in range(20)]
-    assert sum(low < 0.7602 < high for low, high in bounds) >= 16
+    for apart, true in ((1.0, 0.7602), (3.0, 0.9831)):
+        areas = [auroc(rng.normal(0, 1, 60), rng.normal(apart, 1, 40)) for _ in range(1000)]
+        bounds = [interval(area, 60, 40) for area in areas]
+        assert 0.93 <= np.mean([low <= true <= high for low, high in bounds]) <= 0.985
+        assert 0.8 < np.mean([high - low for low, high in bounds]) / (2 * 1.96 * np.std(areas)) < 1.8  # wide near 1
+
+
+def test_an_area_of_few_pictures_is_worth_little():
+    low, high = interval(1.0, 4, 4)
+    assert high == 1 and 0.4 < low < 0.8
+    assert interval(1.0, 400, 400)[0] > 0.99
+    assert interval(0.0, 4, 4) == pytest.approx((0, 1 - low))
 
 
 def test_areas_by_hand():
@@ -261,7 +271,7 @@ def test_two_sets_are_told_apart(fitted, pictures, tmp_path, capsys):
     )
     assert said["unfamiliar"]["auroc"] == pytest.approx(brute(known, unknown)) and min(unknown) == 1
     page = (tmp_path / "a.html").read_text()
-    assert page.count("<polyline") == 8 and "noise" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("<polyline") == 8 and "noise" in page and "http:" not in page.replace("http://www.w3.org", "")
 
 
 @pytest.mark.parametrize(
@@ -274,6 +284,10 @@ def test_two_sets_are_told_apart(fitted, pictures, tmp_path, capsys):
         (
             ["auroc", "--known", "like", "--unknown", "noise", "--limit", "0", "--model", "BUNDLE"],
             "--limit 0: 1 or more",
+        ),
+        (
+            ["auroc", "--known", "like", "--unknown", "noise", "--html", "like/001.png", "--model", "BUNDLE"],
+            "like/001.png: a picture, a video or an input, which is never written over",
         ),
     ],
 )

@@ -112,7 +112,10 @@ def test_what_it_leaves(run, model, tmp_path, capsys):
     assert page.count("data:image/jpeg") == 10 and "http:" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_captions_are_of_the_damaged_pictures(run, model, shapes, tmp_path):
+@pytest.mark.parametrize("held", [2, 2000])
+def test_captions_are_of_the_damaged_pictures(held, run, model, shapes, tmp_path, monkeypatch):
+    """Also where not all pictures are kept decoded."""
+    monkeypatch.setattr(robustness, "HELD", held)
     run(f"model={model}", *FEW, "seed=5")
     captioner = Captioner.load(model, device_name="cpu", precision_name="32-true")
     for path in (tmp_path / "robustness/cells").glob("*.json"):
@@ -130,7 +133,7 @@ def test_captions_are_of_the_damaged_pictures(run, model, shapes, tmp_path):
             assert captioner(image)[0].text == text
 
 
-def test_it_goes_on_where_it_stopped(run, model, searches, tmp_path):
+def test_it_goes_on_where_it_stopped(run, model, searches, tmp_path, monkeypatch):
     whole = run(f"model={model}", *FEW, f"output={tmp_path / 'whole'}")
     count = len(searches)
     assert sum(searches) == 7 * 6
@@ -160,6 +163,10 @@ def test_it_goes_on_where_it_stopped(run, model, searches, tmp_path):
     searches.clear()
     run(f"model={model}", *FEW, "seed=1", "generation=greedy")
     assert sum(searches) == 7 * 6, "another search is another captioner"
+    searches.clear()
+    monkeypatch.setattr(robustness, "_code", lambda: "another version")
+    run(f"model={model}", *FEW)
+    assert sum(searches) == 6 * 6, "of another version, pictures may be damaged otherwise"
 
 
 def test_two_captioners(run, model, other, monkeypatch, capsys):
