@@ -683,7 +683,7 @@ class CaptionData(lightning.LightningDataModule):
     def _world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _loader(self, split: CaptionedImages, order: Sampler[Any]) -> "BatchLoader":
+    def _loader(self, split: CaptionedImages, order: Sampler[Any], stay: bool = False) -> "BatchLoader":
         features = split.features and split.features[0]
         fetched = isinstance(features, ShardFeatures) and is_address(features.shards.path(0))
         # Features that lie here are read sooner than another process could hand them over.
@@ -694,7 +694,8 @@ class CaptionData(lightning.LightningDataModule):
             sampler=order,
             collate_fn=_as_it_is,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            # Of evaluation they end with it: begun in the midst of training they hold on to all of its memory.
+            persistent_workers=stay and workers > 0,
             worker_init_fn=undisturbed,
             pin_memory=torch.cuda.is_available(),
         )
@@ -709,7 +710,7 @@ class CaptionData(lightning.LightningDataModule):
             order.blocks, order.together = split.shards.blocks(), self.shuffle_shards
             split.shards.shards.check_room(self.shuffle_shards)
         order.start, self._resume_at = self._resume_at, 0
-        self._training = self._loader(split, order)
+        self._training = self._loader(split, order, stay=True)
         return self._training
 
     # Lightning keeps these in checkpoints and restores them before it asks for the loader: a run that was stopped in

@@ -1,3 +1,4 @@
+import multiprocessing
 import shutil
 from collections import Counter
 
@@ -183,6 +184,17 @@ def test_workers_give_the_same_batches(data):
     data.workers = 2
     for first, second in zip(alone, data.train_dataloader(), strict=True):
         assert torch.equal(first.images, second.images) and torch.equal(first.tokens, second.tokens)
+
+
+def test_workers_of_evaluation_end_with_it(data):
+    """Forked in the midst of training, they would hold on to its memory."""
+    before = set(multiprocessing.active_children())
+    data.workers = 1
+    (validation,), training = data.val_dataloader(), data.train_dataloader()
+    list(validation)
+    assert set(multiprocessing.active_children()) == before
+    list(training)
+    assert len(set(multiprocessing.active_children()) - before) == 1, "those of training stay"
 
 
 @pytest.mark.parametrize(
