@@ -40,14 +40,21 @@ if wanted attacks; then
 fi
 
 if wanted corruptions; then
-    "$python" -m src.robustness "model=[$shipped,$quick,$lstm,$robust,$corrupted]" "${data[@]}" split=val limit=200 \
-        output=runs/robustness/corruptions
+    "$python" -m src.robustness "model=[$shipped,$quick,$lstm,$robust,$corrupted]" "${data[@]}" split=val limit=100 \
+        tags=en generation=greedy output=runs/robustness/corruptions
 fi
 
 if wanted defences; then
     attack robust-0/linf "$robust" attack.steps=20
+    for share in 1 2 3; do # quarters of the robust one's weights: a curve of what is gained and given up
+        soup=runs/robustness/soups/$share
+        [ -e "$soup/config.yaml" ] ||
+            "$python" -m src.soup "$shipped" "$robust" --weights $((4 - share)) "$share" -o "$soup"
+        attack "soup-$share/linf" "$soup" attack.steps=20 'budgets=[1,2]'
+    done
+    attack corrupted-0/linf "$corrupted" attack.steps=20 'budgets=[1,2]'
     for defence in jpeg bits blur random_resize; do
-        attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1,4]'
+        attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1,2]'
     done
 fi
 
