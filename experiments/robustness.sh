@@ -41,7 +41,7 @@ fi
 
 if wanted corruptions; then
     "$python" -m src.robustness "model=[$shipped,$quick,$lstm,$robust,$corrupted]" "${data[@]}" split=val limit=100 \
-        tags=en generation=greedy output=runs/robustness/corruptions
+        generation=greedy output=runs/robustness/corruptions
 fi
 
 if wanted defences; then

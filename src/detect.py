@@ -261,7 +261,9 @@ def compare(options: argparse.Namespace) -> int:
         }
         write_atomically(options.json, json.dumps({"known": len(known), "unknown": said}, indent=1) + "\n")
     if options.html:
-        write_atomically(options.html, page(Path(options.model).name, f"{len(known)}, {' '.join(options.known)}", results))
+        write_atomically(
+            options.html, page(Path(options.model).name, f"{len(known)}, {' '.join(options.known)}", results)
+        )
     return 1 if failed else 0
 
 

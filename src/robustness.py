@@ -35,6 +35,7 @@ from src.data.transforms import Preprocess
 from src.encoders.precomputed import RegionEncoder
 from src.evaluation import code_version, defence_of, references_of, scoring_of
 from src.files import write_atomically
+from src.metrics.captions import tokenization_of
 from src.model import ConfigError
 from src.results import make_folder, references_digest
 from src.robustness_report import csv_of, text_of, write_page
@@ -104,10 +105,15 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     subjects = [_subject(name, config) for name in named_models(config["model"] or SHIPPED.name)]
     references = references_of(subjects[0].data, config["split"], config["limit"])
     digest = references_digest(references)
+
+    def tokenization(subject: Subject) -> str:
+        own = subject.data.tokenizer.evaluation
+        return tokenization_of(references) if own == "script" else own
+
     for other in subjects[1:]:
-        if references_digest(references_of(other.data, config["split"], config["limit"])) != digest or (
-            other.data.tokenizer.evaluation != subjects[0].data.tokenizer.evaluation
-        ):
+        if references_digest(references_of(other.data, config["split"], config["limit"])) != digest or tokenization(
+            other
+        ) != tokenization(subjects[0]):
             raise ConfigError(
                 f"model: {subjects[0].name} and {other.name} are not scored by the same references: set tags, such as "
                 "tags=en, or call once for each"

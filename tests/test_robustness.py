@@ -250,6 +250,14 @@ def test_captioners_that_are_scored_otherwise_are_refused(run, model, tmp_path, 
         run(f"model=[{model},{tmp_path / 'zh'}]", *FEW)
 
 
+def test_tokenization_by_script_is_that_of_the_references(run, model, tmp_path, vocabulary):
+    config = bundle_config(tiny_config(), {"encoder_weights": "random"})
+    config["tokenizer"] = {"_target_": "src.data.tokenizer.MixedTokenizer"}
+    save_bundle(tmp_path / "mixed", Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    report = run(f"model=[{model},{tmp_path / 'mixed'}]", "kinds=[grey]", "severities=[5]")
+    assert len(report["captioners"]) == 2
+
+
 class TestPage:
     pytestmark = marks
 

@@ -86,8 +86,7 @@ class CaptionScorer:
         if bare := [image for image, group in references.items() if not group]:
             raise ValueError(f"images without a reference: {_some(bare)}")
         if tokenizer == "script":
-            chinese = share_of_chinese(references)
-            tokenizer = "character" if chinese > 0.5 else "ptb"
+            tokenizer, chinese = tokenization_of(references), share_of_chinese(references)
             if 0.05 < chinese < 0.95:
                 log.warning("%.0f %% of the references are Chinese: all are tokenized as %s", 100 * chinese, tokenizer)
         self.metrics = tuple(metrics)
@@ -155,6 +154,11 @@ class CaptionScorer:
         }
         said = dict(zip(tokenized, captions, strict=True))
         return Scores(corpus, per_image, self.tokenizer, not_computed, statistics, said)
+
+
+def tokenization_of(references: Mapping[str, Sequence[str]]) -> Literal["ptb", "character"]:
+    """What `script` is of these references."""
+    return "character" if share_of_chinese(references) > 0.5 else "ptb"
 
 
 def score_captions(
