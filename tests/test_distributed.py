@@ -434,6 +434,15 @@ def test_the_command_on_two_processes_does_what_it_does_on_one(alone, shapes, tm
     assert len(curve(run)) == 3 and curve(run)[:2] == pytest.approx(curve(alone), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_pictures_are_changed_by_each_process(shapes, tmp_path):
+    """Two passes through the model before each step, of which one counts."""
+    ours = [*settings(shapes, tmp_path, 2), "trainer=ddp_cpu", "objective=adversarial_training", "data.cache=false"]
+    call("-m", "src.train", *ours, "evaluate_splits=[]", **SCRIPT)
+    (run,) = (path.parent for path in tmp_path.glob("*/status.json"))
+    assert json.loads((run / "status.json").read_text())["state"] == "finished" and len(curve(run)) == 2
+
+
 def test_a_process_that_is_killed_ends_the_others_and_the_run_can_go_on(shapes, tmp_path):
     ours = [*settings(shapes, tmp_path, 2), "trainer=ddp_cpu", f"run_dir={tmp_path / 'run'}", "evaluate_splits=[]"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

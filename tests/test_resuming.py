@@ -177,6 +177,7 @@ def whole_of(settings, tmp_path_factory):
         (["objective=self_critical", RANDOM], Stop(TRAINING, 6)),
         (["objective=variational", "objective.word_dropout=0.3"], Stop(TRAINING, 6)),
         (["objective=adversarial", RANDOM], Stop(TRAINING, 6)),
+        (["objective=adversarial_training", "data.cache=false"], Stop(TRAINING, 6)),
         pytest.param(["objective=adversarial", RANDOM, "objective.estimator=policy"], Stop(TRAINING, 6), marks=slow),
         pytest.param(AVERAGED, Stop(TRAINING, 6), marks=slow),
         pytest.param(AVERAGED, Stop(TRAINING, 8), marks=slow),
