@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def soup(models: Sequence[Path], weights: Sequence[float] | None = None) -> Bundle:
     """The weighted mean of captioners' weights; all else is the first's, but for its calibration and its detector,
-    which are of other weights.
+    which are of other weights, and for a matcher that not all of them have.
 
     Args:
         models: bundles, runs or checkpoints: two or more of one vocabulary and one build.
@@ -68,6 +68,10 @@ def soup(models: Sequence[Path], weights: Sequence[float] | None = None) -> Bund
                 f"{path} is not built as {models[0]} is: {unlike}; caption with both as an ensemble instead"
             )
         state = other.model.state_dict()
+        if other.model.matcher is None and first.model.matcher is not None:  # fine-tuning keeps none
+            first.model.matcher = None
+            first = first._replace(config={**first.config, "matcher": None}, matching=None)
+            mean = {name: mean[name] for name in first.model.state_dict() if name in mean}
         for name, tensor in mean.items():
             tensor += state[name].double() * share
     first.model.load_state_dict({name: tensor.float() for name, tensor in mean.items()}, strict=False)
@@ -80,7 +84,9 @@ def _unlike(first: Bundle, other: Bundle) -> str | None:
     """What keeps two captioners' weights from being averaged."""
     if other.vocabulary.words != first.vocabulary.words:
         return f"its vocabulary is another, of {len(other.vocabulary)} words, not {len(first.vocabulary)}"
-    differences = (_difference(part, first.config[part], other.config[part]) for part in ALIKE)
+    both = first.model.matcher is not None and other.model.matcher is not None
+    parts = [part for part in ALIKE if both or part != "matcher"]
+    differences = (_difference(part, first.config[part], other.config[part]) for part in parts)
     return next(filter(None, differences), None)
 
 

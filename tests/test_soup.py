@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from src.bundle import load_bundle, save_bundle
+from src.bundle import Bundle, bundle_config, load_bundle, save_bundle
 from src.captioner import Captioner
+from src.model import build
 from src.soup import main, soup
+from tests.conftest import tiny_config
 from tests.test_bundle import make
 
 
@@ -43,6 +45,24 @@ def test_the_command_writes_a_captioner_that_says_what_it_is(three, shapes, tmp_
     assert captioner.calibration is None and len(list(captioner([shapes / "images" / "00.png"]))) == 1
     assert main(call) == 2 and "is there already: add --overwrite" in capsys.readouterr().err
     assert main([*call, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_matcher_that_one_has_is_left_out(order, vocabulary, shapes, tmp_path):
+    """A captioner that finds pictures, and what it was fine-tuned to, which does not."""
+    matcher = {"_target_": "src.matcher.JointMatcher", "size": 8, "words": 8, "hidden": 8, "heads": 2}
+    for seed, own in enumerate((matcher, None)):
+        torch.manual_seed(seed)
+        config = bundle_config({**tiny_config(), "matcher": own}, {"encoder_weights": "random"})
+        save_bundle(tmp_path / str(seed), Bundle(build(config, vocabulary).eval(), vocabulary, config))
+    mean = soup([tmp_path / str(i) for i in order])
+    assert mean.model.matcher is None and mean.config["matcher"] is None
+    save_bundle(tmp_path / "soup", mean)
+    assert len(list(Captioner.load(tmp_path / "soup", device_name="cpu")([shapes / "images" / "00.png"]))) == 1
+    both = [load_bundle(tmp_path / name).model.state_dict() for name in "01"]
+    for name, tensor in mean.model.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (both[0][name] + both[1][name]) / 2, msg=name)
 
 
 @pytest.mark.parametrize(
