@@ -42,6 +42,7 @@ LIMITS = {
     "sigma": 100,
     "least": 10,
     "most": 10,
+    "seed": 2**63 - 1,
 }
 """Of single fields: what a picture, a defence or the search of a caption takes memory and time by."""
 MOST_ARRAY = 1 << 28
@@ -116,10 +117,11 @@ def check_config(config: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]
                 look(place, inner, depth + 1)
         elif isinstance(value, int | float):
             field = place.rpartition(".")[2]
-            if value != value or math.isinf(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{place}={value}: a finite number is wanted")
-            if abs(value) > (most := LIMITS.get(field, MOST_NUMBER)) and field != "seed":
-                raise ValueError(f"{place}={value}: {most:,} at most")
+            if abs(value) > (most := LIMITS.get(field, MOST_NUMBER)):
+                said = value if abs(value) < 10**30 else "…"  # an int can have more digits than Python writes
+                raise ValueError(f"{place}={said}: {most:,} at most")
 
     for part, value in config.items():
         if value is not None and (not isinstance(value, Mapping) or "_target_" not in value):

@@ -73,6 +73,7 @@ def changed(bundle, **fields):
         ({"generation__max_length": 10**6}, "max_length=1000000: 1,000 at most"),
         ({"transform__size": 10**6}, "size=1000000: 8,192 at most"),
         ({"encoder__width": float("inf")}, "width"),
+        ({"encoder__width": 10**400}, "width=…: 10,000,000 at most"),
         ({"provenance": 3}, "provenance is no mapping"),
     ],
 )
