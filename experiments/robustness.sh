@@ -36,7 +36,7 @@ if wanted attacks; then
         attack "$name/fgsm" "$captioner" attack=fgsm
         attack "$name/l2" "$captioner" attack.steps=20 attack.norm=l2
     done
-    attack flickr8k-bilingual/least "$shipped" attack=carlini_wagner goal=keyword limit=50
+    attack flickr8k-bilingual/least "$shipped" attack=carlini_wagner goal=keyword limit=20
 fi
 
 if wanted corruptions; then
@@ -46,15 +46,18 @@ fi
 
 if wanted defences; then
     attack robust-0/linf "$robust" attack.steps=20
-    for share in 1 2 3; do # quarters of the robust one's weights: a curve of what is gained and given up
+    for share in 25 50 75 85; do # % of the robust one's weights: a curve of what is gained and given up
         soup=runs/robustness/soups/$share
         [ -e "$soup/config.yaml" ] ||
-            "$python" -m src.soup "$shipped" "$robust" --weights $((4 - share)) "$share" -o "$soup"
-        attack "soup-$share/linf" "$soup" attack.steps=20 'budgets=[1,2]'
+            "$python" -m src.soup "$shipped" "$robust" --weights $((100 - share)) "$share" -o "$soup"
+        attack "soup-$share/linf" "$soup" attack.steps=20 'budgets=[1]'
     done
-    attack corrupted-0/linf "$corrupted" attack.steps=20 'budgets=[1,2]'
+    # All 1,000 pictures.
+    attack soup-85/all runs/robustness/soups/85 attack.steps=10 'budgets=[1]' limit=null
+    attack flickr8k-bilingual/all "$shipped" attack.steps=10 'budgets=[1]' limit=null
+    attack corrupted-0/linf "$corrupted" attack.steps=20 'budgets=[1]'
     for defence in jpeg bits blur random_resize; do
-        attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1,2]'
+        attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1]'
     done
 fi
 
