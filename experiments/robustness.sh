@@ -36,6 +36,7 @@ if wanted attacks; then
         attack "$name/fgsm" "$captioner" attack=fgsm
         attack "$name/l2" "$captioner" attack.steps=20 attack.norm=l2
     done
+    # The smallest change; 300 gradients a picture.
     attack flickr8k-bilingual/least "$shipped" attack=carlini_wagner goal=keyword limit=20
 fi
 
@@ -52,9 +53,12 @@ if wanted defences; then
             "$python" -m src.soup "$shipped" "$robust" --weights $((100 - share)) "$share" -o "$soup"
         attack "soup-$share/linf" "$soup" attack.steps=20 'budgets=[1]'
     done
+    "$python" -m src.attack_report runs/robustness/{flickr8k-bilingual,soup-{25,50,75,85},robust-0}/linf \
+        -o docs/robustness.svg
     # All 1,000 pictures.
     attack soup-85/all runs/robustness/soups/85 attack.steps=10 'budgets=[1]' limit=null
     attack flickr8k-bilingual/all "$shipped" attack.steps=10 'budgets=[1]' limit=null
+    "$python" -m src.attack_report runs/robustness/{flickr8k-bilingual,soup-85}/all
     attack corrupted-0/linf "$corrupted" attack.steps=20 'budgets=[1]'
     for defence in jpeg bits blur random_resize; do
         attack "$defence/linf" "$shipped" attack.steps=20 "defence=$defence" 'budgets=[1]'
@@ -62,8 +66,8 @@ if wanted defences; then
 fi
 
 if wanted detection; then
-    for budget in 1 4 8; do
-        "$python" -m src.detect auroc --known "$FLICKR8K/val.tsv" --limit 100 \
-            --unknown "runs/robustness/flickr8k-bilingual/linf/pictures/$budget"
-    done
+    attacked=runs/robustness/flickr8k-bilingual/linf/pictures
+    "$python" -m src.detect auroc --known "$FLICKR8K/val.tsv" --limit 100 --unknown "$attacked/1" \
+        --unknown "$attacked/4" --unknown "$attacked/8" --unknown data/scenes/images \
+        --html runs/robustness/detection.html
 fi

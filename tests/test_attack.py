@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src import attack
+from src import attack, attack_report
 from src.attack_report import difference
 from src.attacks import PGD
 from src.bundle import Bundle, bundle_config, save_bundle
@@ -128,6 +128,35 @@ def test_what_cannot_work_is_refused_before_any_work(run, shapes, bundles):
         with pytest.raises((ConfigError, ValueError)) as caught:
             run(*override.split(" "))
         assert said in str(caught.value)
+
+
+def test_clean_scores_against_attacked_ones(run, tmp_path, capsys):
+    """By hand, from what an attack writes, with other scores."""
+    wrote = run("budgets=[8,64]", "attack.steps=2")
+
+    def written(name, scores, **more):
+        points = [{**point, "CIDEr": score} for point, score in zip(wrote["points"], scores, strict=True)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "attack.json").write_text(json.dumps({**wrote, **more, "points": points}))
+        return str(tmp_path / name)
+
+    plain, defended = written("plain", [0.8, 0.2, 0.1]), written("defended", [0.72, 0.42, 0.3])
+    capsys.readouterr()
+    assert attack_report.main([plain, defended, "-o", str(tmp_path / "a.svg")]) == 0
+    rows_ = capsys.readouterr().out.splitlines()[1:3]
+    assert [row.split()[1:] for row in rows_] == [
+        ["80.0", "20.0", "10.0", "100.0%", "0.0%"],
+        ["72.0", "42.0", "30.0", "90.0%", "50.0%"],  # it loses 30, where the first loses 60
+    ]
+    assert (tmp_path / "a.svg").read_text().count("<polyline") == 2
+    longer = written("longer", [0.8, 0.2, 0.1], attack={**wrote["attack"], "steps": 3})
+    for call, said in (
+        ([plain, str(tmp_path)], "not what src.attack writes"),
+        ([plain, longer], "of another attack than"),
+        ([plain, "--score", "SPICE"], "no SPICE of budget 0: choose another --score"),
+        ([plain, "-o", "curve.png"], "never written over"),
+    ):
+        assert attack_report.main(call) == 2 and said in capsys.readouterr().err
 
 
 def test_the_difference_is_enlarged_to_what_can_be_seen():
