@@ -36,13 +36,15 @@ if wanted attacks; then
         attack "$name/fgsm" "$captioner" attack=fgsm
         attack "$name/l2" "$captioner" attack.steps=20 attack.norm=l2
     done
-    # The smallest change; 300 gradients a picture.
+    # The smallest change; 400 gradients a picture.
     attack flickr8k-bilingual/least "$shipped" attack=carlini_wagner goal=keyword limit=20
 fi
 
 if wanted corruptions; then
     "$python" -m src.robustness "model=[$shipped,$quick,$lstm,$robust,$corrupted]" "${data[@]}" split=val limit=100 \
         generation=greedy output=runs/robustness/corruptions
+    "$python" -m src.robustness "model=[$shipped,$corrupted]" "${data[@]}" split=val limit=400 'severities=[3]' \
+        generation=greedy output=runs/robustness/trained_on_damage
 fi
 
 if wanted defences; then
