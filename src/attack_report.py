@@ -198,8 +198,8 @@ def trade_chart(found: Mapping[str, Mapping[float, float]], score: str) -> str:
     return line_chart(
         lines,
         title=f"{score} × 100",
-        across="of clean pictures",
-        up="of attacked pictures",
+        across=f"{score} of clean pictures",
+        up=f"{score} of attacked ones",
         whole=False,
         size=(480, 320),
     )
