@@ -3,7 +3,6 @@ anybody who opens them."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,16 +56,16 @@ def slope(
 ) -> tuple[Judged, Tensor]:
     """How near pictures are to a goal, and the gradient of what they lack; of a random defence, means over draws."""
     pixels = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    loss: Any = 0.0
-    with victim.gradients():
-        for _ in range(victim.samples):
+    loss, gradient = torch.zeros(()), torch.zeros_like(images)
+    for _ in range(victim.samples):  # one after the other: each one's memory is given back
+        with victim.gradients():
             judged = goal.judge(victim, pixels, aims, decide and victim.samples == 1)
-            loss = loss + judged.loss / victim.samples
-    (gradient,) = torch.autograd.grad(loss.sum(), pixels)
+        (own,) = torch.autograd.grad(judged.loss.sum(), pixels)
+        loss, gradient = loss + judged.loss.detach() / victim.samples, gradient + own / victim.samples
     met = judged.met
     if decide and victim.samples > 1:  # the draw that counts is the one that the captioner makes by itself
         met = [goal.met(aim, words) for aim, words in zip(aims, victim.words(images), strict=True)]
-    return Judged(loss.detach(), met), gradient
+    return Judged(loss, met), gradient
 
 
 def judgement(victim: Victim, goal: Goal, images: Tensor, aims: Sequence[Aim], decide: bool = True) -> Judged:
