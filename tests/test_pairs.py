@@ -148,6 +148,8 @@ def test_every_pair_takes_a_step_or_is_refused_with_a_sentence(shapes, tmp_path,
         if choice == "a vector":
             assert second in attending
             assert sentence.startswith("encoder gives one vector and decoder attends over regions: choose decoder=lstm")
+        elif choice == "precomputed":
+            assert second == "adversarial_training" and "regions computed beforehand: choose another" in sentence
         else:
             assert choice == "hard" and second in ("self_critical", "variational", "adversarial"), (
                 choice,
